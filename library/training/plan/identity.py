@@ -22,6 +22,8 @@ SETTINGS = "the dataset file"
 """Facts whose values are fingerprints, which messages do not show."""
 ACCUMULATION = "--gradient_accumulation_steps"
 """In an identity: times the number of processes, the batches of an optimizer step."""
+PROCESSES = "the number of processes"
+"""Among the options of a description, though no flag sets it."""
 
 
 def identity_of(run: RunFacts, base: BasePlan | None) -> Identity:
@@ -60,6 +62,7 @@ def description_of(run: RunFacts, identity: Identity, output_name: str | None) -
         for name, value in values_of(run.options).items()
         if FLAGS[name].may_change_on_resume and not FLAGS[name].secret and name not in ABOUT_ONE_CALL
     }
+    options[PROCESSES] = str(run.launch.world)
     return Description(identity, options, _hashes(run.images.records), output_name or "")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from library.messages import counted
 from library.options.mistakes import Mistake, UserError
 from library.training.plan.facts import RunFacts
+from library.training.plan.identity import PROCESSES
 from library.training.saving.state import Identity, SavedState
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ def describe_processes(facts: RunFacts, resume: SavedState | None) -> Iterator[s
             f"{launch.world} processes{times} x batch size {batch}: up to {total} per step, the global batch; learning "
             "rates apply to it as they are, not multiplied by the processes"
         )
-    if launch.world > 1 and resume is not None:
+    if resume is not None and resume.options.get(PROCESSES, str(launch.world)) != str(launch.world):
         yield (
-            "steps, samples, noise and timesteps are those of the saved run, whatever its number of processes; another "
-            "number adds in another order, which changes the last bits of sums"
+            "steps, samples, noise and timesteps are those of the saved run; another number of processes adds in "
+            "another order, which changes the last bits of sums"
         )
 
 

@@ -11,7 +11,7 @@ from library.messages import counted, listed, quoted
 from library.options.groups.saving import SavingOptions
 from library.options.mistakes import Mistake, Mistakes, UserError
 from library.options.train_options import FLAGS
-from library.training.plan.identity import ACCUMULATION, DATA, SETTINGS
+from library.training.plan.identity import ACCUMULATION, DATA, PROCESSES, SETTINGS
 from library.training.plan.processes import check_window
 from library.training.saving.checksums import STATE_FILE
 from library.training.saving.state import Description, SavedState, read_images, read_state
@@ -135,7 +135,7 @@ def _why(fact: str) -> str:
 def _allowed_changes(saved: SavedState, now: Description) -> Iterator[str]:
     """A line with the options that have changed and may. A state of an earlier version does not know them."""
     changed = [
-        f"--{name} was {before}, is {now.options[name]}"
+        f"{name if name == PROCESSES else f'--{name}'} was {before}, is {now.options[name]}"
         for name, before in saved.options.items()
         if name in now.options and now.options[name] != before
     ]

@@ -12,7 +12,9 @@ import train_db
 import train_network
 from library.options.mistakes import UserError
 from library.options.parse import parse
+from library.runtime.launch import Launch
 from library.training.plan.plan import Plan, decide
+from library.training.plan.text import describe
 from library.training.saving.state import Progress
 from tests import tiny
 from tests.training.running import World, make_world
@@ -123,3 +125,21 @@ def test_states_of_sd_scripts_are_answered(name: str, head: object, begin: str, 
     assert "a training state of sd-scripts" in answer and "missing" not in answer
     assert f"remove --resume, and pass --network_weights {folder / 'model.safetensors'} {begin}".strip() in answer
     assert "as --pretrained_model_name_or_path" in refused(world, tmp_path, resume=folder)
+
+
+def test_another_number_of_processes_is_told(world: World, tmp_path: Path) -> None:
+    """If a step keeps its batches; both from two to one and from one to two."""
+    words = [
+        world.arguments(tmp_path, max_train_steps=9, gradient_accumulation_steps=steps, train_batch_size=1)
+        for steps in (1, 2)
+    ]
+    program, pair = train_db.RECIPE.program, Launch(0, 2, 0, 2)
+    by_two = state_of(decide(parse(words[0], program), pair), "two-state")
+    by_one = state_of(decide(parse(words[1], program)), "one-state")
+    for made, told in (
+        (decide(parse([*words[1], "--resume", str(by_two)], program)), "the number of processes was 2, is 1"),
+        (decide(parse([*words[0], "--resume", str(by_one)], program), pair), "the number of processes was 1, is 2"),
+    ):
+        assert any(note.endswith(told) for note in made.notes) and "the last bits of sums" in describe(made, 200)
+    same = decide(parse([*words[0], "--resume", str(by_two)], program), pair)
+    assert "number of processes was" not in str(same.notes) and "the last bits of sums" not in describe(same, 200)
