@@ -27,5 +27,5 @@ class ProcessOptions:
     ddp_static_graph: bool = flag(
         False,
         "Several processes: take it that every batch gives gradients to the same parameters, which saves looking for "
-        "those without. Wrong with module dropout.",
+        "those without. Refused with module_dropout.",
     )

@@ -57,6 +57,14 @@ class AdapterPlan:
         return sum(one.trained(self.settings) for one in self.layers)
 
     @property
+    def skips_layers(self) -> bool:
+        """Whether a step may leave out layers of the adapter (module dropout)."""
+        if self.settings is not None:
+            return bool(self.settings.module_dropout)
+        text = self.arguments.get("module_dropout", "0")  # of a third-party module, which has yet to read it
+        return text.strip("0. ").lower() not in ("", "none", "false")
+
+    @property
     def saved_values(self) -> int | None:
         """Number of values in a saved file; those of init=pissa have twice the rank."""
         if self.layers is None or self.settings is None:

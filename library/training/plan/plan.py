@@ -33,6 +33,7 @@ from library.training.plan.duration import Duration
 from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
 from library.training.plan.identity import dataset_file, description_of, identity_of
 from library.training.plan.never_reached import notes_on_never_reached
+from library.training.plan.processes import check_static_graph
 from library.training.plan.resume import AUTO, check_continuation, decide_resume
 from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_writable_paths, write_problem
@@ -176,8 +177,9 @@ def decide_description(
 def decide_optimization(
     facts: RunFacts, optimizer: OptimizerChoice, adapter: AdapterPlan | None, mistakes: Mistakes, notes: list[str]
 ) -> Optimization:
-    """The optimizer with its schedule and learning rates."""
+    """The optimizer with its schedule and learning rates, and whether processes can share its gradients as chosen."""
     options = facts.options
+    check_static_graph(facts, adapter, mistakes)
     schedule = choose_schedule(options.optimizer, facts.duration.steps, optimizer)
     collect(schedule, mistakes, notes)
     rates = decide_learning_rates(options, facts.base_model.family, adapter, optimizer, mistakes, notes)

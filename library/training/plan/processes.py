@@ -15,6 +15,7 @@ from library.training.saving.state import Identity, SavedState
 if TYPE_CHECKING:
     from library.options.mistakes import Mistakes
     from library.runtime.processes import Processes
+    from library.training.adapter.plan import AdapterPlan
 
 PlanT = TypeVar("PlanT", bound="HasIdentity")
 
@@ -52,6 +53,15 @@ def describe_processes(facts: RunFacts, resume: SavedState | None) -> Iterator[s
         yield (
             "steps, samples, noise and timesteps are those of the saved run; another number of processes adds in "
             "another order, which changes the last bits of sums"
+        )
+
+
+def check_static_graph(facts: RunFacts, adapter: AdapterPlan | None, mistakes: Mistakes) -> None:
+    """Refuse the promise of --ddp_static_graph where it would be broken."""
+    if facts.launch.world > 1 and facts.options.processes.ddp_static_graph and adapter and adapter.skips_layers:
+        mistakes.add(
+            "--ddp_static_graph with module_dropout: which parameters get gradients changes from batch to batch",
+            "remove --ddp_static_graph, or module_dropout from --network_args",
         )
 
 
