@@ -63,29 +63,38 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Its files must be written by `replacing`. A process that is killed while the folders change places leaves both under
     temporary names: `remove_leftovers` completes the change. Raises OSError.
     """
+    with folder_beside(path) as new:
+        old = new.with_name(f"{new.name.removesuffix('tmp')}old")
+        try:
+            yield new
+            flush_folder(new)
+            try:
+                if path.exists():
+                    _rename(path, old)
+                _rename(new, path)
+            except BaseException:  # Ctrl-C too
+                if old.exists() and not path.exists():
+                    os.replace(old, path)
+                raise
+        finally:
+            if path.exists():  # never the only copy
+                shutil.rmtree(old, ignore_errors=True)
+    flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`, which goes with the block; if this process is killed, by `remove_leftovers`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:12]
-    new, old = (_temporary(path, kind, token) for kind in ("tmp", "old"))
+    new = _temporary(path, "tmp")
     new.mkdir()
     lock = _lock_folder(new)
     try:
         yield new
-        flush_folder(new)
-        try:
-            if path.exists():
-                _rename(path, old)
-            _rename(new, path)
-        except BaseException:  # Ctrl-C too
-            if old.exists() and not path.exists():
-                os.replace(old, path)
-            raise
     finally:
         if lock is not None:
             os.close(lock)
         shutil.rmtree(new, ignore_errors=True)
-        if path.exists():  # never the only copy
-            shutil.rmtree(old, ignore_errors=True)
-    flush_folder(path.parent)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -139,8 +148,8 @@ def shortened(name: str) -> str:
     return name if len(whole) <= _LONGEST_NAME else whole[:_LONGEST_NAME].decode("utf-8", "ignore")
 
 
-def _temporary(path: Path, kind: str, token: str | None = None) -> Path:
-    return path.with_name(f".{shortened(path.name)}.{token or uuid.uuid4().hex[:12]}.dreamfolder-{kind}")
+def _temporary(path: Path, kind: str) -> Path:
+    return path.with_name(f".{shortened(path.name)}.{uuid.uuid4().hex[:12]}.dreamfolder-{kind}")
 
 
 def _begin_file(path: Path) -> tuple[BinaryIO, Path]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from library.messages import shortened
 from library.training.hub.plan import UploadPlan
+from library.whole_files import folder_beside
 
 TIMEOUT = 30.0  # seconds without a sign of life, after which a request has failed
 LATER = (408, 409, 412, 423, 425, 429)  # answers after which another attempt is worth it, like all from 500 on
@@ -150,18 +150,25 @@ def without_tokens(text: str, token: str | None) -> str:
 
 @contextmanager
 def held_still(path: Path) -> Iterator[Path]:
-    """The file or folder to upload, which the run may replace meanwhile: as it is where files that are open can be
-    replaced, else a copy."""
-    if can_replace_open_files():
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True) as folder:
-        copy = Path(folder) / path.name
+    """The file or folder to upload as it is now, whatever the run puts in its place meanwhile: the client opens each
+    file twice, for its hash and to send it."""
+    with folder_beside(path) as folder:
+        held = folder / path.name
         if path.is_dir():
-            shutil.copytree(path, copy)
+            shutil.copytree(path, held, copy_function=_hold)
         else:
-            shutil.copyfile(path, copy)
-        yield copy
+            _hold(path, held)
+        yield held
+
+
+def _hold(source: str | Path, target: str | Path) -> None:
+    """Another name of a file: files are replaced as a whole. A copy where a file has only one name, and where one that
+    is open cannot be replaced."""
+    if can_replace_open_files():
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 def can_replace_open_files() -> bool:

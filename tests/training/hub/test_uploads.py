@@ -221,3 +221,22 @@ def test_what_expires_while_its_upload_is_noted_is_removed(hub: Hub, tmp_path: P
     uploads.saved(path, "model")
     uploads.finish()
     assert hub.files and not path.exists()
+
+
+def test_a_file_that_is_replaced_meanwhile_arrives_as_it_was(hub: Hub, tmp_path: Path) -> None:
+    """As the best model so far is, after its hash was announced and before it is sent."""
+    path, other = file(tmp_path), file(tmp_path, "new", b"new" * 1000)
+
+    def replace(method: str, route: str) -> None:
+        if "/lfs/objects/batch" in route and other.exists():
+            other.replace(path)
+
+    hub.refuse = replace  # type: ignore[assignment]
+    said: list[str] = []
+    uploads = begin(UploadPlan("me/dog", token=TOKEN), said)
+    uploads.saved(path, "model")
+    assert hub.files == {"dog.safetensors": BIG}, said
+    uploads.saved(path, "model")
+    uploads.finish()
+    assert hub.files == {"dog.safetensors": b"new" * 1000}
+    assert [each.name for each in tmp_path.iterdir()] == ["dog.safetensors"]
