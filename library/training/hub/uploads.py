@@ -29,7 +29,7 @@ QUEUE = 8  # files that wait; each may be one that would have been removed from 
 PAUSES = (5.0, 30.0, 120.0, 300.0)  # seconds between attempts; the last one from then on
 LAST_ATTEMPTS = 3  # of each file once the training has ended, LAST_PAUSE apart
 LAST_PAUSE = 5.0
-LONGEST_WAIT = 300.0  # seconds that a run waits for one upload: other processes wait too, and give up after ten minutes
+LONGEST_WAIT = 300.0  # seconds that a run waits for one upload: other processes wait too, for --ddp_timeout
 SLOWEST = 1e6  # bytes per second at which an upload would be waited for
 PATIENCE = 15.0  # seconds for the file that is on its way when a run is interrupted
 
@@ -105,7 +105,7 @@ class Uploads:
     def finish(self) -> None:
         """Wait until everything is uploaded, or the last attempts have failed."""
         with self._changed:
-            self._is_ending = True
+            self._is_ending, self._failures = True, 0
             left = len(self._waiting) + (self._current is not None)
             self._changed.notify_all()
         if left:
@@ -164,6 +164,7 @@ class Uploads:
             is_last = self._is_ending and self._failures >= LAST_ATTEMPTS
             if error is None:
                 self._count += 1
+                self.lost = [path for path in self.lost if path != upload.path]
                 self._tell(self.say, f"uploaded {upload.path.name} to {self.plan.repository}")
                 if upload.remove is not None:
                     self._to_do.append(upload.remove)

@@ -11,7 +11,7 @@ import pytest
 
 from library.training.hub.plan import UploadPlan
 from library.training.hub.repository import HubError, Repository
-from library.training.hub.uploads import QUEUE, Uploads
+from library.training.hub.uploads import LAST_ATTEMPTS, QUEUE, Uploads
 from tests.training.hub.hub_server import TOKEN, Hub, serving, use
 
 BIG = bytes(range(256)) * 20  # by LFS
@@ -166,6 +166,39 @@ def test_expired_files_are_removed_when_they_have_arrived(hub: Hub, tmp_path: Pa
     gate.set()
     uploads.finish()
     assert hub.files == {"dog.safetensors": BIG} and not path.exists()
+
+
+def test_each_file_has_its_last_attempts_once_the_training_has_ended(hub: Hub, tmp_path: Path) -> None:
+    """However often it has failed before."""
+    hub.is_private = True
+    uploads = begin(UploadPlan("me/dog", token=TOKEN), said := list[str](), pauses=(0.0,) * 9 + (60.0,))
+    attempts: list[str] = []
+
+    def fail(path: Path) -> None:
+        attempts.append("last" if uploads._is_ending else "first")
+        if attempts.count("last") < LAST_ATTEMPTS:
+            raise HubError("no answer", is_final=False)
+
+    uploads.repository.commit = fail  # type: ignore[method-assign]
+    uploads.saved(file(tmp_path), "model")
+    with uploads._changed:
+        assert uploads._changed.wait_for(lambda: uploads._failures == 10, 60)
+    uploads.finish()
+    assert attempts.count("last") == LAST_ATTEMPTS and not any("not uploaded" in line for line in said)
+
+
+def test_a_file_that_was_given_up_and_saved_again_is_not_missing(hub: Hub, tmp_path: Path) -> None:
+    hub.is_private = True
+    hub.refuse = lambda method, path: 400 if "preupload" in path else None
+    said: list[str] = []
+    uploads = begin(UploadPlan("me/dog", token=TOKEN), said)
+    path = file(tmp_path)
+    uploads.saved(path, "model")
+    assert uploads.lost == [path]
+    hub.refuse = lambda method, path: None
+    uploads.saved(path, "model")
+    uploads.finish()
+    assert hub.files == {"dog.safetensors": BIG} and not any("hf upload" in line for line in said)
 
 
 def test_where_open_files_cannot_be_replaced_a_copy_is_uploaded(
