@@ -126,7 +126,8 @@ class Validation:
             return
         kept = progress.base_losses
         try:
-            keys = dict(self._names_and_keys(self.plan))
+            with self.processes.failing_together():
+                keys = dict(self._names_and_keys(self.plan))
             if not set(keys.values()) <= kept.keys():
                 if self.base is None:
                     self.warn("no validation losses of the base model: the state has none of these images")

@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from library.data.buckets import Placement
 from library.data.cache.latent_cache import CachedLatents
 from library.data.reading import ImageReader
+from library.data.retries import Unreadable
 from library.families.family import Conditioning
 from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
 from library.objective.process import VariancePreserving
 from library.options.groups.objective import ObjectiveOptions
+from library.options.mistakes import Mistake
+from library.runtime.processes import Processes
 from library.runtime.seeds import torch_generator
 from library.training.saving.state import Progress
 from library.training.validation.losses import Losses
@@ -364,3 +367,17 @@ def test_names_in_logs() -> None:
     assert values["loss/validation/epoch_training"] == toy.measure().means["training"][0].value
     assert np.mean(parts) == pytest.approx(values["loss/validation/epoch_average"])
     assert "validation loss" in toy.said[0] and "3 held-out images" in toy.said[0]
+
+
+class OtherFails(Processes):
+    """The first of two processes, of which the other one cannot read a file."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, (Unreadable, (Mistake("x.png is gone"),))]
+
+
+def test_no_process_measures_the_base_model_if_one_cannot_read_its_images() -> None:
+    """It would wait for the others, which train."""
+    toy = Toy()
+    toy.make(processes=OtherFails(0, 2), base=nullcontext).begin(Progress())
+    assert toy.said == ["no validation losses of the base model: x.png is gone"] and not toy.asked
