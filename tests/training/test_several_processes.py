@@ -7,6 +7,7 @@ has twice the accumulation, which therefore sees the same batches in each step.
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 import train_db
 import train_network
+from tests.evaluation import tiny_encoders
 from tests.training.pairs import Case, run_pair
 from tests.training.running import Outcome, World, make_world, run
 
@@ -46,14 +48,14 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
             "scheduled_sampling_max_step_offset": 1, "ddp_gradient_as_bucket_view": True, "use_ema": True,
         },
     ),
-    # dropout over a quantised base model; captions encoded ahead, previews drawn
+    # dropout over a quantised base model; captions encoded ahead, previews drawn, images evaluated
     "adapter": (
         "train_network",
         {
             **LORA, "max_train_steps": 3, "network_dropout": 0.3, "network_args": ["module_dropout=0.4"],
             "cache_text_encoder_outputs": True, "network_train_unet_only": True, "cache_latents": True,
             "save_every_n_steps": 2, "save_state": True, "base_model_precision": "int8", "sample_every_n_steps": 2,
-            "posthoc_ema_snapshots": 1,
+            "posthoc_ema_snapshots": 1, "evaluation_prompts": True, "evaluate_every_n_steps": 3,
         },
     ),
 }  # fmt: skip
@@ -68,8 +70,21 @@ def words_of(world: World, name: str, out: Path, accumulation: int) -> list[str]
         prompts = world.root / "prompts.txt"
         prompts.write_text("".join(f"a {word} --w 64 --h 64 --s 2 --d 1\n" for word in ("dog", "cat", "cow")), "utf-8")
         flags["sample_prompts"] = prompts
+    if "evaluation_prompts" in flags:
+        scenes = world.root / "scenes.txt"
+        scenes.write_text("".join(f"a {{subject}}{scene} --w 64 --h 64 --s 1\n" for scene in ("", ", red")), "utf-8")
+        flags |= {
+            "evaluation_prompts": scenes, "evaluation_dino": world.root / "dino", "evaluation_subject": "sks dog",
+            "evaluation_class": "dog",
+        }  # fmt: skip
     flags["gradient_accumulation_steps"] = int(str(flags.get("gradient_accumulation_steps", 1))) * accumulation
     return world.arguments(out, **flags)
+
+
+def measured(said: str) -> list[float]:
+    """The values of all evaluations of a run."""
+    lines = [line for line in said.splitlines() if re.search(r"(base model|step \d+): DINO", line)]
+    return [float(number) for line in lines for number in re.findall(r"\d\.\d+", line)]
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,7 @@ class Together:
 def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
     root = tmp_path_factory.mktemp("together")
     world = make_world(root)
+    tiny_encoders.write_dinov2(world.root / "dino")
     runs = {name: Case(module, words_of(world, name, root / name, 1)) for name, (module, _) in RUNS.items()}
     state = root / RESUMED / "dog-step00000002-state"
     words = [*words_of(world, RESUMED, root / "resumed", 1), "--resume", str(state)]
@@ -130,6 +146,11 @@ def test_two_processes_train_as_one(
         assert len(rows[0]) == len(rows[1]) > 1
         for alone_row, row in zip(*rows, strict=True):
             assert float(row["loss"]) == pytest.approx(float(alone_row["loss"]), rel=1e-4)
+
+    # images that both drew are measured as those of one: of the base model, and after the last step
+    values = [measured(outcome.err) for outcome in (alone, first)]
+    assert values[0] == [pytest.approx(value, abs=2e-3) for value in values[1]]
+    assert bool(values[0]) is ("evaluation_prompts" in RUNS[name][1])
 
     # one of them speaks: it says what the batch size means
     assert second.out == second.err == "" and not second.losses
