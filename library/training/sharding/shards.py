@@ -53,6 +53,7 @@ class Shards:
     weights: Weights | None = None
     state: RunState = field(default_factory=dict)
     _is_lazy: bool = field(default=False, init=False)
+    _parameters: list[Any] = field(default_factory=list, init=False)
 
     def on_writer(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """A function that all processes call: the writer calls `call`, and the others follow it. Meanwhile the state
@@ -121,20 +122,18 @@ class Shards:
                     write_shards(Path(value) / FOLDER, take_apart(self.state).tensors)
 
     def _reshard(self) -> None:
-        """A state dict does so, and only the writer makes one."""
+        """A state dict does so, and only the writer makes one. Lists the parameters, as shards, for what is read."""
         for module in self.modules:
             for unit in module.modules():
                 reshard = getattr(unit, "reshard", None)
                 if callable(reshard):
                     reshard()
-
-    def _parameters(self) -> list[Any]:
-        return [parameter for module in self.modules for parameter in module.parameters()]
+        self._parameters = [parameter for module in self.modules for parameter in module.parameters()]
 
     def _make_lazy(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         if not self._is_lazy:
             return
-        numbers = {id(parameter): number for number, parameter in enumerate(self._parameters())}
+        numbers = {id(parameter): number for number, parameter in enumerate(self._parameters)}
         for name, parameter in module.named_parameters(remove_duplicate=False):
             info = TensorInfo(dtype_name(parameter.dtype), tuple(parameter.shape))
             state[prefix + name] = LazyTensor(info, partial(self._fetch, numbers[id(parameter)]))
@@ -145,7 +144,7 @@ class Shards:
 
     @torch.no_grad()
     def _gathered(self, number: int) -> Tensor:
-        whole: Tensor = self._parameters()[number].full_tensor()
+        whole: Tensor = self._parameters[number].full_tensor()
         return whole.to("cpu")
 
 

@@ -59,8 +59,8 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Sharded:
     made = Sharded(world, root, [], [], [], [], {})
     cases = [
         made.words(root / "whole", 2),
-        made.words(root / "resumed", 2, resume=made.state),
-        made.words(root / "half", 2, mixed_precision="bf16", max_train_steps=1, save_state=False),
+        made.words(root / "resumed", 2, resume=made.state, save_state=False, save_every_n_steps=None),
+        made.words(root / "half", 2, mixed_precision="bf16", max_train_steps=1, save_state=False, use_ema=False),
         made.words(root / "refused", 2, optimizer_type="Adafactor"),
     ]
     with pytest.MonkeyPatch.context() as patch:
