@@ -1,9 +1,10 @@
-"""What a run says at its end: how long it took, what it wrote, and what to do with that."""
+"""The end of a run: how long it took, what it wrote, and what to do with that; a run that was asked to stop."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import textwrap
@@ -12,15 +13,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.messages import counted, readable_bytes, readable_time
+from library.runtime.signals import Interrupt
 
 if TYPE_CHECKING:
     import torch
 
     from library.training.adapter.plan import AdapterPlan
     from library.training.plan.facts import RunFacts
+    from library.training.run import Run
+    from library.training.saving.saver import Saver
+    from library.training.saving.state import Progress
+    from library.training.sharding.shards import OnWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_NAMED = 12  # files and folders at the end of a run, the last ones
+
+
+def end_stopped(
+    run: Run, saver: Saver, progress: Progress, before: int, resumed: Path | None, on_writer: OnWriter
+) -> None:
+    """End a run that began after step `before` and was asked to stop, with a saved state. Raises Interrupt."""
+    explanation = ""
+    if progress.step > before:
+        explanation = on_writer(saver.stop)(progress) or ""
+    elif run.processes.is_writer:
+        explanation = saver.explain_interrupt(progress.step, resumed)
+    run.processes.barrier()  # the others end when it is saved
+    raise Interrupt(run.stop.number or signal.SIGINT, explanation)
 
 
 def describe_end(steps: int, seconds: float, device: torch.device, written: Iterable[Path | None]) -> Iterator[str]:

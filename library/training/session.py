@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from library.data.dataset import BatchLoader
 from library.runtime.allocator import preallocate_heap
-from library.runtime.signals import Interrupt, explain_interrupt
+from library.runtime.signals import explain_interrupt
+from library.training.after_step import Inputs, InTraining, build_after_step, build_saver, report
 from library.training.averaging.weights import build_weights
-from library.training.best.best import Best
 from library.training.conditioning import build_conditioner
-from library.training.ending import describe_end, next_step
-from library.training.evaluation.evaluation import build_evaluation
+from library.training.ending import end_stopped
 from library.training.events.sinks import open_events
 from library.training.gradients import build_gradients
 from library.training.hub.uploads import uploading
@@ -29,46 +27,25 @@ from library.training.memory import encoding_vae, fp16_gradients, offload_text_e
 from library.training.nonfinite import NonFinite
 from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
 from library.training.optim.schedules import make_schedule, try_out
-from library.training.plan.start import began as time_of_beginning
 from library.training.plan.summary import summary
 from library.training.preservation.preservation import build_preservation
-from library.training.preview.drawing import build_drawer, build_prompt_encoder
-from library.training.preview.preview import build_preview
-from library.training.preview.refiner import build_refiner
-from library.training.preview.so_far import build_so_far
+from library.training.preview.drawing import build_prompt_encoder
 from library.training.quantised.probe import with_probe
 from library.training.rollout import build_rollout
 from library.training.run import open_run
 from library.training.saving.loss_curve import begin_curve
 from library.training.saving.rescue import Rescue
-from library.training.saving.saver import Saver
-from library.training.saving.snapshots import Snapshots
 from library.training.saving.state import RandomStates, RunState, load_state
 from library.training.saving.state_writer import StateWriter, free_memory
-from library.training.sharding.shards import OnWriter, join, shard
+from library.training.sharding.shards import join, shard
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
-from library.training.validation.table import begin_table, table_path
-from library.training.validation.validation import build_validation
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from library.data.dataset import TrainingDataset
-    from library.families.family import Model
     from library.training.averaging.weights import Weights
-    from library.training.evaluation.evaluation import Evaluation
-    from library.training.loop import DueCall
     from library.training.plan.plan import Plan
-    from library.training.preview.drawing import PromptEncoder
-    from library.training.preview.preview import Preview
     from library.training.recipe import Recipe
-    from library.training.run import Run
-    from library.training.saving.loss_curve import LossCurve
-    from library.training.saving.state import Progress
     from library.training.trainable import Trainable
-    from library.training.training_loss import TrainingLoss
-    from library.training.validation.validation import Validation
 
 
 Agreeing = Callable[[], AbstractContextManager[None]]
@@ -143,11 +120,9 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
         modules = loss.modules(trainable)
         loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.warn)
-        after = build_after_step(
-            plan, run, model, trainable, weights, loss, dataset, encoder, prompts, progress, states, curve,
-            uploads.release,
-        )  # fmt: skip
-        saver, best = after.saver, after.best
+        trained = InTraining(model, trainable, weights, loss)
+        saver = build_saver(plan, run, trained, states, curve, uploads.release)
+        after = build_after_step(plan, run, trained, Inputs(dataset, encoder, prompts), saver, progress)
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn)
         rescue = Rescue(run.processes, saver.save_now, random, run.warn, progress.step)
         nonfinite = NonFinite(options.run.max_nonfinite_steps, run.processes, run.warn, trainable.parts)
@@ -169,7 +144,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
             gradients=build_gradients(trainable.parts, run.processes, options.processes, sharded=shards is not None),
             record=curve.add,
             measured=loss.measured,
-            is_over=best.is_over if plan.best.stop is not None else None,
+            is_over=after.best.is_over if plan.best.stop is not None else None,
             timesteps=lambda: loss.timesteps,
         )
         before = progress.step
@@ -190,7 +165,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
                 left_out.report()
                 for line in nonfinite.report():
                     run.warn(line)
-                report(plan, run, saver, best, progress, before, began)
+                report(plan, run, saver, after.best, progress, before, began)
             run.processes.barrier()
 
 
@@ -202,103 +177,3 @@ def run_state(
         **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
         "schedule": schedule, "scaler": scaler, "random": random, "ema": weights.ema, "posthoc_ema": weights.posthoc,
     }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class AfterStep:
-    """What may be due after a step."""
-
-    snapshots: Snapshots
-    validation: Validation
-    evaluation: Evaluation
-    best: Best
-    saver: Saver
-    preview: Preview
-
-    def begin(self, progress: Progress) -> None:
-        """What happens before the first step."""
-        self.validation.begin(progress)
-        self.evaluation.begin(progress)
-        self.best.begin(progress)
-        self.preview.before_training(progress)
-
-    def due(self, on_writer: Callable[[DueCall], DueCall]) -> tuple[DueCall, ...]:
-        """The calls after each step, in order: a state that is saved knows what was measured before. All processes
-        measure and draw; files are written `on_writer`."""
-        return (
-            on_writer(self.snapshots.due), self.validation.due, self.evaluation.due, on_writer(self.best.due),
-            on_writer(self.saver.save_due), self.preview.due,
-        )  # fmt: skip
-
-
-def build_after_step(  # noqa: PLR0913 - of what each of them is made
-    plan: Plan,
-    run: Run,
-    model: Model,
-    trainable: Trainable,
-    weights: Weights,
-    loss: TrainingLoss,
-    dataset: TrainingDataset,
-    encoder: LatentEncoder,
-    prompts: PromptEncoder,
-    progress: Progress,
-    states: StateWriter,
-    curve: LossCurve,
-    release: Callable[[Path, Callable[[], None]], None],
-) -> AfterStep:
-    """What is due after the steps of a run that begins at `progress`. `states` writes training states, `release`
-    removes expired files."""
-    facts, options, outputs = plan.facts, plan.facts.options, plan.outputs
-    saver = Saver(
-        outputs, facts.duration.epochs, trainable.write, states, run.say, weights, curve.draw, run.saved, release,
-        run.warn, (plan.costs.model_file, plan.costs.state_folder),
-    )  # fmt: skip
-    best = Best(plan.best, saver.save_best, outputs.models(outputs.best_stem())[0], run.say)
-    run.listeners.append(best.hear)
-    modules = loss.modules(trainable)
-    table_file = table_path(outputs) if run.processes.is_writer else None
-    table = begin_table(table_file, plan.identity, progress.step, run.warn)
-    validation = build_validation(
-        facts.validation, facts.duration, loss, dataset, encoder, modules, run, weights, trainable, table,
-        resumed=plan.resume is not None,
-    )  # fmt: skip
-    drawer = build_drawer(options, plan.preview, model, prompts, dataset, encoder, run)
-    refiner = build_refiner(options, plan.preview, model, encoder, run)
-    so_far = build_so_far(plan.preview, model.family, dataset, encoder, run)
-    return AfterStep(
-        Snapshots(weights.posthoc, outputs.snapshot_folder, trainable.write, run.say, progress.step, run.warn),
-        validation,
-        build_evaluation(plan.evaluation, drawer, modules, facts.duration, run, weights, trainable),
-        best,
-        saver,
-        build_preview(
-            plan.preview, drawer, modules, facts.duration, run, weights, refiner, so_far, time_of_beginning(progress)
-        ),
-    )
-
-
-def end_stopped(
-    run: Run, saver: Saver, progress: Progress, before: int, resumed: Path | None, on_writer: OnWriter
-) -> None:
-    """End a run that began after step `before` and was asked to stop, with a saved state. Raises Interrupt."""
-    explanation = ""
-    if progress.step > before:
-        explanation = on_writer(saver.stop)(progress) or ""
-    elif run.processes.is_writer:
-        explanation = saver.explain_interrupt(progress.step, resumed)
-    run.processes.barrier()  # the others end when it is saved
-    raise Interrupt(run.stop.number or signal.SIGINT, explanation)
-
-
-def report(plan: Plan, run: Run, saver: Saver, best: Best, progress: Progress, before: int, began: float) -> None:
-    """Say what was best, how long the steps after `before` took since `began`, what was written, and what to do with
-    that."""
-    for line in best.report(progress, plan.facts.duration.steps):
-        run.say(line)
-    facts, outputs = plan.facts, plan.outputs
-    table = None if facts.validation is None else table_path(outputs)
-    preview = None if plan.preview is None else plan.preview.folder
-    files = (*saver.written, outputs.snapshot_folder, plan.curve, table, outputs.record, preview)
-    for line in describe_end(progress.step - before, time.monotonic() - began, run.device, files):
-        run.say(line)
-    run.say(next_step(facts, plan.adapter, outputs.models(outputs.final_stem())[0]))
