@@ -13,9 +13,9 @@ from library.data.order import BatchRequest, EpochOrder
 from library.objective.loss import Term, sum_of_members, window_share
 from library.runtime.signals import StoppedAside
 from library.training.averaging.weights import Weights
+from library.training.backward import Backward
 from library.training.gradients import Gradients
 from library.training.nonfinite import NonFinite, Samples
-from library.training.optim.clipping import clip_gradients, norm_of_gradients, scale_gradients
 from library.training.saving.state import Progress
 from library.training.trainable import Trainable, all_groups, freeze_finished, trainable_parameters
 
@@ -58,7 +58,7 @@ class Loop:
     is the number of finished optimizer steps. All batches of a step have the same terms; samples without one of them
     have zeros there.
     `batches(requests)` loads the requested batches and yields each with its request.
-    `gradients` averages those of a window over all processes.
+    `gradients` averages those of a window over all processes; `backward` computes them.
     `due` are called in this order, on all processes, and `record(step, loss)` after each step, on the writing process
     only. `measured()` returns further values of a step to log; all processes call it. `is_over(progress)`: whether to
     end before the last step, as the writing process knows after `due`; None: never. `rescue` knows what can be saved if
@@ -79,7 +79,7 @@ class Loop:
     batches: Callable[[Iterable[BatchRequest]], Iterator[tuple[BatchRequest, Batch]]]
     due: Sequence[DueCall]
     duration: Duration
-    max_grad_norm: float
+    backward: Backward
     gradients: Gradients = field(default_factory=Gradients)
     record: Callable[[int, float], None] = lambda step, loss: None
     measured: Callable[[], Mapping[str, float]] = dict
@@ -173,7 +173,7 @@ class Loop:
             if not request.is_counted:
                 weights = torch.zeros_like(weights)
             share = window_share(losses, weights, request.window_samples)
-            self.run.accelerator.backward(share * self.gradients.factor)
+            self.backward.add(share * self.gradients.factor)
         window.shares.append(share.detach())
         for term in terms if len(terms) > 1 else ():
             part = window_share(term.weighted.detach(), weights, request.window_samples)
@@ -192,17 +192,14 @@ class Loop:
         # Leave out the samples that could not be read: what is left is divided by its own number.
         read = self.left_out.count(window.unread, window.size, progress.step + 1)
         if not read:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.backward.clear()
             self._count_step(progress)
             return
         factor = window.size / read
 
         # Check loss and gradients. All ranks see the same values, so all of them skip the step, or stop, with weights
         # and optimizer unchanged. With them they learn whether one of them is to stop after this step.
-        parameters = trainable_parameters(self.trainable.parts)
-        scale_gradients(parameters, factor)
-        has_scaler = self.run.accelerator.scaler is not None
-        norm = None if has_scaler else norm_of_gradients(parameters)
+        norm = self.backward.measure(trainable_parameters(self.trainable.parts), factor)
         summed, is_finite, self.stopped = self._sum_and_check(window.shares, norm)
         loss = summed * factor
         if not (math.isfinite(loss) and is_finite):
@@ -212,13 +209,10 @@ class Loop:
         means = {f"drift/{name}": self._mean_over_ranks(sums) for name, sums in window.drifts.items()}
         logged |= {name: mean for name, mean in means.items() if not math.isnan(mean)}
 
-        # Clip the gradient norm.
-        if self.max_grad_norm > 0:
-            self.run.accelerator.unscale_gradients()
-            clip_gradients(parameters, self.max_grad_norm, norm)
-
-        # Update weights, learning rates and averaged weights.
+        # Clip the gradients, update weights, learning rates and averaged weights.
         self.rescue.forget()
+        if not self.backward.finish(norm):
+            self.nonfinite.cut_off(window.samples, progress)
         self.optimizer.step()
         measured = {**self.measured(), **self.trainable.step_ended()}
         if self.run.accelerator.optimizer_step_was_skipped:
@@ -228,7 +222,7 @@ class Loop:
             self.schedule.step()
             self.weights.update()
             self.nonfinite.stepped(progress)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.backward.clear()
 
         # Count the step, and log it.
         progress.epoch_losses.append(loss)
@@ -251,7 +245,7 @@ class Loop:
     def _skip(self, what: str, window: Window, progress: Progress) -> None:
         """Leave out a step whose loss or gradient is not finite; it counts. Raises UserError if it is one too many."""
         self.nonfinite.skip(what, window.samples, progress)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.backward.clear()
         self._count_step(progress)
 
     def _sum_and_check(self, shares: Sequence[torch.Tensor], norm: torch.Tensor | None) -> tuple[float, bool, bool]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 
@@ -67,6 +67,11 @@ class NonFinite:
             raise UserError((Mistake(said, REMEDY),))
         self.skipped += 1
         self.warn(f"{said}; the step is skipped, {progress.nonfinite} in a row of at most {self.limit}")
+
+    def cut_off(self, samples: Iterable[Samples], progress: Progress) -> NoReturn:
+        """End a run whose gradient turned out not to be finite after some weights were updated. Raises UserError."""
+        said = f"the gradient is not finite at step {progress.step + 1} (epoch {progress.epoch}): "
+        raise UserError((Mistake(said + self._named(samples), REMEDY),))
 
     def _named(self, samples: Iterable[Samples]) -> str:
         """Images and timesteps of all ranks whose loss is not finite; all of them if every loss is finite."""

@@ -14,6 +14,7 @@ from library.runtime.allocator import preallocate_heap
 from library.runtime.signals import explain_interrupt
 from library.training.after_step import Inputs, InTraining, build_after_step, build_saver, report
 from library.training.averaging.weights import build_weights
+from library.training.backward import WholeBackward
 from library.training.conditioning import build_conditioner
 from library.training.ending import end_stopped
 from library.training.events.sinks import open_events
@@ -140,7 +141,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
             batches=loader.batches,
             due=after.due(on_writer),
             duration=facts.duration,
-            max_grad_norm=options.optimizer.max_grad_norm,
+            backward=WholeBackward(run.accelerator, wrapped_optimizer, options.optimizer.max_grad_norm),
             gradients=build_gradients(trainable.parts, run.processes, options.processes, sharded=shards is not None),
             record=curve.add,
             measured=loss.measured,

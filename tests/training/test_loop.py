@@ -40,6 +40,7 @@ from library.runtime.processes import Processes
 from library.runtime.seeds import torch_generator
 from library.runtime.signals import StopRequest
 from library.training.averaging.weights import Weights
+from library.training.backward import WholeBackward
 from library.training.conditioning import Conditioner
 from library.training.left_out import LeftOut
 from library.training.loop import Loop
@@ -179,7 +180,7 @@ def one_step(
         batches=lambda requests: ((request, dataset[request]) for request in requests),
         due=(),
         duration=Duration(1, 1, 1, len(SAMPLES), ""),
-        max_grad_norm=0.1,
+        backward=WholeBackward(accelerator, prepared, 0.1),
     )
     loop.train(Progress())
     return model, seen[0]["loss"]
@@ -315,7 +316,7 @@ class Toy:
             batches=lambda requests: ((request, self._batch(request)) for request in requests),
             due=(lambda progress, epoch_ended: self.called.append((progress.step, run.console.is_paused)),),
             duration=Duration(self.steps, 1, order.steps_per_epoch, 0, ""),
-            max_grad_norm=0.0,
+            backward=WholeBackward(accelerator, self.optimizer, 0.0),
         )
         self.progress = loop.train(Progress())
 
