@@ -9,9 +9,12 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.pretend_device.device import Device
 
 _TESTS = Path(__file__).resolve().parent
 
@@ -93,6 +96,15 @@ def no_network() -> Iterator[None]:
     patch.setattr(socket, "getaddrinfo", guarded_look_up)
     yield
     patch.undo()
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    """The pretend device, chosen by all runs of a test: see "A card without a card" in docs/architecture.md."""
+    from tests.pretend_device.device import chosen
+
+    with chosen() as made:
+        yield made
 
 
 # Run by --quick: tests that neither train, start processes nor build whole models. Exceptions are marked slow.

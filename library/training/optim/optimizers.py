@@ -211,8 +211,11 @@ def _can_be_fused(choice: OptimizerChoice, parts: Sequence[Mapping[str, Any]]) -
     chosen_by_user = {"foreach", "fused", "capturable", "differentiable"} & set(choice.arguments)
     if choice.row.path != "torch.optim.adamw.AdamW" or chosen_by_user:
         return False
+    from torch.utils._foreach_utils import _get_fused_kernels_supported_devices as devices  # which torch.optim asks
+
+    supported = set(devices())
     return all(
-        parameter.is_floating_point() and parameter.device.type in {"cpu", "cuda", "mps"}
+        parameter.is_floating_point() and parameter.device.type in supported
         for part in parts
         for parameter in part["params"]
     )
