@@ -1,8 +1,8 @@
 """A device for tests that computes on the CPU and is as strict as a card.
 
-Its name in torch is "pretend". An operation over tensors of two devices is an error, except for scalars (tensors without
-dimensions) of the CPU. What a card would have to wait for, and what is copied to it, is an `Event` with the line that
-caused it. Its memory is counted by the bytes of storages.
+Its name in torch is "pretend". An operation over tensors of two devices is an error, except for scalars (tensors
+without dimensions) of the CPU. What a card would have to wait for, and what is copied to it, is an `Event` with the
+line that caused it. Its memory is counted by the bytes of storages.
 """
 
 from __future__ import annotations
