@@ -9,6 +9,7 @@ from library.options.convert_values import read_colour
 from library.options.flag import flag
 from library.options.groups.dataset import DatasetOptions
 from library.options.mistakes import Mistakes
+from library.runtime.device import DEVICES
 
 CLIPSEG = "CIDAS/clipseg-rd64-refined"
 THRESHOLD = 0.3
@@ -35,7 +36,7 @@ class MaskMakingOptions:
     threshold: float | None = flag(
         None, f"how sure the model must be, 0 to 1. Not set: {THRESHOLD:g}", at_least=0, at_most=1
     )
-    device: str | None = flag(None, "device of the model. Not set: the best available", choices=("cuda", "mps", "cpu"))
+    device: str | None = flag(None, "device of the model. Not set: the best available", choices=DEVICES)
     alpha: bool = flag(False, "source: the image's own transparency")
     background_color: tuple[str, ...] = flag(
         (), "source: all but these colours, as #rrggbb; for images before a screen of one colour"

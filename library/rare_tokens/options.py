@@ -10,6 +10,7 @@ from library.families.registry import FAMILIES
 from library.options.flag import flag
 from library.options.mistakes import Mistakes
 from library.rare_tokens.candidates import LONGEST, SHORTEST
+from library.runtime.device import DEVICES
 
 FORMATS = (".json", ".csv")
 
@@ -34,7 +35,7 @@ class RareTokenOptions:
     count: int = flag(20, "number of candidates to print", at_least=1)
     save_to: Path | None = flag(None, "write all candidates and checked names to this .json or .csv file")
     batch_size: int = flag(64, "prompts encoded at once", at_least=1)
-    device: str | None = flag(None, "device to compute on. Not set: the best available", choices=("cuda", "mps", "cpu"))
+    device: str | None = flag(None, "device to compute on. Not set: the best available", choices=DEVICES)
     tokenizer_cache_dir: Path | None = flag(None, "folder for tokenizer files")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from library.messages import pip_install
 from library.options.mistakes import Mistake
+from library.runtime.abilities import computes_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,7 @@ def resolve(options: MemoryOptions, machine: Machine, *, strict: bool = False) -
         vae="fp32" if options.no_half_vae else computed,
         base=cast(FloatName, options.base_precision) if computed == "fp32" else computed,
         attention=attention,
-        notes=() if strict else tuple(replacement.note() for replacement in replaced),
+        notes=(*_slow_format(mixed, machine), *(() if strict else (replacement.note() for replacement in replaced))),
         mistakes=tuple(replacement.mistake() for replacement in replaced) if strict else (),
     )
 
@@ -98,6 +99,15 @@ def _mixed_precision(options: MemoryOptions, machine: Machine, replaced: list[_R
         replaced.append(_Replacement(flags, "--mixed_precision no (fp32)", "fp16 training is not supported on a CPU"))
         return "no"
     return requested
+
+
+def _slow_format(mixed: MixedPrecision, machine: Machine) -> tuple[str, ...]:
+    """A note if the GPU has to convert for each operation."""
+    if mixed != "bf16" or computes_bf16(machine) is not False:
+        return ()
+    return (
+        f"--mixed_precision bf16: {machine.name} has no arithmetic for it, which makes it slow; fp16 is faster there",
+    )
 
 
 def _attention(options: MemoryOptions, machine: Machine, replaced: list[_Replacement]) -> Attention:

@@ -11,6 +11,7 @@ from library.options.flag import flag
 from library.options.groups.caption import CaptionOptions
 from library.options.groups.dataset import DatasetOptions
 from library.options.mistakes import Mistakes
+from library.runtime.device import DEVICES
 from library.sampling.prompts import ImageRequest
 from library.sampling.samplers import SAMPLERS, check_sampler
 
@@ -64,7 +65,7 @@ class DrawingSettings:
     clip_skip: int | None = flag(None, "use the k-th last layer of the text encoder", at_least=1, zero_is_off=True)
     max_embeddings_multiples: int = flag(3, "maximum number of 75-token chunks of a long prompt", at_least=1)
     tokenizer_cache_dir: Path | None = flag(None, "folder for tokenizer files")
-    device: str | None = flag(None, "device to compute on. Not set: the best available", choices=("cuda", "mps", "cpu"))
+    device: str | None = flag(None, "device to compute on. Not set: the best available", choices=DEVICES)
     fp16: bool = flag(False, "compute in fp16 (GPU only)")
     bf16: bool = flag(False, "compute in bf16")
     no_half_vae: bool = flag(False, "decode in fp32 even with --fp16 or --bf16")

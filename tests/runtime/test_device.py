@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from library.runtime import device
-from library.runtime.device import Card, TorchBuild, cpu_is_forced, describe_machine, find_card, read_torch_build
+from library.runtime import cards, device
+from library.runtime.cards import Card, find_card
+from library.runtime.device import cpu_is_forced, describe_machine
+from library.runtime.torch_build import TorchBuild, read_torch_build
 
 CUDA_BUILD = TorchBuild("2.13.0+cu130", cuda="13.0")
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, build: TorchBuild, card: Card | None) -> None:
     monkeypatch.setattr(device, "read_torch_build", lambda: build)
-    monkeypatch.setattr(device, "ask_nvidia_driver", lambda: card)
+    monkeypatch.setattr(cards, "ask_nvidia_driver", lambda: card)
     monkeypatch.setattr(device.sys, "platform", "linux")
 
 
@@ -66,7 +69,7 @@ def test_no_driver_library_means_no_card(monkeypatch: pytest.MonkeyPatch) -> Non
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(device.ctypes, "CDLL", missing)
+    monkeypatch.setattr(cards.ctypes, "CDLL", missing)
     monkeypatch.setattr(device.sys, "platform", "linux")
     assert find_card(CUDA_BUILD, {}) is None
 
@@ -94,20 +97,90 @@ def driver(cards: int, broken: bool = False) -> SimpleNamespace:
 
 def test_the_drivers_answers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device.sys, "platform", "linux")
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: driver(1))
-    assert device.ask_nvidia_driver() == Card("NVIDIA Pretend", 12 * 2**30, (9, 0))
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: driver(0))
-    assert device.ask_nvidia_driver() is None
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: driver(1, broken=True))
-    assert device.ask_nvidia_driver() is None
+    monkeypatch.setattr(cards.ctypes, "CDLL", lambda name: driver(1))
+    assert cards.ask_nvidia_driver() == Card("NVIDIA Pretend", 12 * 2**30, (9, 0))
+    monkeypatch.setattr(cards.ctypes, "CDLL", lambda name: driver(0))
+    assert cards.ask_nvidia_driver() is None
+    monkeypatch.setattr(cards.ctypes, "CDLL", lambda name: driver(1, broken=True))
+    assert cards.ask_nvidia_driver() is None
 
 
 def test_the_windows_driver_has_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(device.sys, "platform", "win32")
-    monkeypatch.setattr(device.ctypes, "WinDLL", lambda name: asked.append(name) or driver(1), raising=False)
-    assert device.ask_nvidia_driver() == Card("NVIDIA Pretend", 12 * 2**30, (9, 0))
+    monkeypatch.setattr(cards.ctypes, "WinDLL", lambda name: asked.append(name) or driver(1), raising=False)
+    assert cards.ask_nvidia_driver() == Card("NVIDIA Pretend", 12 * 2**30, (9, 0))
     assert asked == ["nvcuda.dll"]
+
+
+def compute_node(folder: Path, gfx_target_version: int, memory: int) -> None:
+    """A node of the Linux kernel's list, as kfd_topology.c writes it: a processor has the version 0 and system memory
+    (heap type 0), a GPU its own (1 or 2)."""
+    bank = folder / "mem_banks" / "0"
+    bank.mkdir(parents=True)
+    lines = ["cpu_cores_count 0", "simd_count 96", f"gfx_target_version {gfx_target_version}", "vendor_id 4098"]
+    (folder / "properties").write_text("\n".join(lines) + "\n", encoding="ascii")
+    heap = 1 if gfx_target_version else 0
+    (bank / "properties").write_text(f"heap_type {heap}\nsize_in_bytes {memory}\nflags 0\n", encoding="ascii")
+
+
+ROCM_BUILD = TorchBuild("2.13.0+rocm7.2", hip="7.2.26015")
+INSTINCT = Card("AMD GPU gfx90a", 64 * 2**30, architecture="gfx90a")
+RADEON = Card("AMD GPU gfx1100", 24 * 2**30, architecture="gfx1100")
+
+
+def test_amds_cards_are_read_from_the_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compute_node(tmp_path / "0", 0, 32 * 2**30)
+    compute_node(tmp_path / "1", 90010, 64 * 2**30)
+    compute_node(tmp_path / "10", 110000, 24 * 2**30)
+    monkeypatch.setattr(cards, "KFD_NODES", tmp_path)
+    monkeypatch.setattr(cards.sys, "platform", "linux")
+    assert list(cards.amd_compute_nodes()) == [INSTINCT, RADEON]
+    assert find_card(ROCM_BUILD, {}) == INSTINCT
+    assert find_card(ROCM_BUILD, {"HIP_VISIBLE_DEVICES": "1,0"}) == RADEON
+    assert find_card(ROCM_BUILD, {"HIP_VISIBLE_DEVICES": "-1"}) is None
+    monkeypatch.setattr(device, "read_torch_build", lambda: ROCM_BUILD)
+    machine = describe_machine({"ROCR_VISIBLE_DEVICES": "1"})
+    assert (machine.kind, machine.architecture, machine.memory_bytes) == ("cuda", "gfx1100", 24 * 2**30)
+    assert machine.is_amd and machine.compute_capability is None
+    monkeypatch.setattr(cards, "KFD_NODES", tmp_path / "no driver")
+    assert describe_machine({}).is_cpu
+
+
+def test_amds_card_under_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HIP's functions are CUDA's under other names (hip_runtime_api.h)."""
+    asked = []
+
+    def library(cards_there: int, at: str, name: str) -> SimpleNamespace:
+        asked.append(name)
+        if name != at:
+            raise OSError("not found")
+        cuda = driver(cards_there)
+        return SimpleNamespace(
+            hipGetDeviceCount=cuda.cuDeviceGetCount,
+            hipDeviceGetName=cuda.cuDeviceGetName,
+            hipDeviceTotalMem=cuda.cuDeviceTotalMem_v2,
+        )
+
+    monkeypatch.setattr(cards.sys, "platform", "win32")
+    monkeypatch.setattr(cards.ctypes, "WinDLL", partial(library, 1, "amdhip64_6.dll"), raising=False)
+    assert find_card(ROCM_BUILD, {}) == Card("NVIDIA Pretend", 12 * 2**30)
+    assert asked == ["amdhip64_7.dll", "amdhip64_6.dll"]
+    monkeypatch.setattr(cards.ctypes, "WinDLL", partial(library, 0, "amdhip64_7.dll"))
+    assert find_card(ROCM_BUILD, {}) is None
+    monkeypatch.setattr(cards.ctypes, "WinDLL", partial(library, 1, "of another version"))
+    assert find_card(ROCM_BUILD, {}) == Card("AMD GPU")
+
+
+@pytest.mark.parametrize(("vendor", "kind"), [("0x8086", "xpu"), ("0x1002", "cpu")])
+def test_intels_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vendor: str, kind: str) -> None:
+    (tmp_path / "card1" / "device").mkdir(parents=True)
+    (tmp_path / "card1" / "device" / "vendor").write_text(f"{vendor}\n", encoding="ascii")
+    monkeypatch.setattr(cards, "DISPLAY_ADAPTERS", tmp_path)
+    pretend(monkeypatch, TorchBuild("2.13.0+xpu", xpu="20260000"), Card("not Intel's"))
+    machine = describe_machine({})
+    assert machine.kind == kind
+    assert not machine.is_amd
 
 
 VERSIONS = {
@@ -116,6 +189,9 @@ VERSIONS = {
     ),
     "__version__ = '2.13.0+rocm6.4'\ncuda: Optional[str] = None\nhip: Optional[str] = '6.4.43482'\n": TorchBuild(
         "2.13.0+rocm6.4", hip="6.4.43482"
+    ),
+    "__version__ = '2.13.0+xpu'\ncuda: Optional[str] = None\nxpu: Optional[str] = '20260000'\n": TorchBuild(
+        "2.13.0+xpu", xpu="20260000"
     ),
     "__version__ = '1.13.1'\ncuda = '11.7'\nhip = None\n": TorchBuild("1.13.1", cuda="11.7"),
     "nothing of the kind": TorchBuild(),

@@ -13,6 +13,7 @@ from library.families.family import LatentSpace
 from library.options.mistakes import Mistake, Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
+from library.runtime.abilities import computes_bf16
 from library.runtime.allocator import share_one_arena
 from library.runtime.device import Machine, describe_machine
 from library.runtime.launch import ALONE, Launch
@@ -116,7 +117,7 @@ def avoid_fp16_vae(precision: Precision, latent: LatentSpace, machine: Machine, 
     """The precision with bf16 or fp32 for a VAE whose activations overflow in fp16 (LatentSpace.fp16)."""
     if latent.fp16 or precision.vae != "fp16":
         return precision
-    chosen: FloatName = "bf16" if (machine.compute_capability or (0, 0)) >= (8, 0) else "fp32"
+    chosen: FloatName = "bf16" if computes_bf16(machine) else "fp32"
     notes.append(f"the VAE runs in {chosen}: the VAE of this model gives NaN in fp16")
     return replace(precision, vae=chosen)
 

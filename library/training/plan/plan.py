@@ -25,6 +25,7 @@ from library.training.evaluation.plan import EvaluationPlan, decide_encoders, de
 from library.training.hub.plan import UploadPlan, decide_uploads
 from library.training.hub.resume import local_state
 from library.training.optim.learning_rates import Optimization, decide_learning_rates
+from library.training.optim.optimizer_device import check_device
 from library.training.optim.optimizers import OptimizerChoice, choose_optimizer
 from library.training.optim.schedules import choose_schedule
 from library.training.plan.base_model import BaseModel
@@ -97,6 +98,8 @@ def decide(parsed: Parsed, launch: Launch = ALONE) -> Plan:
     base = None if facts is None else facts.base_model
     optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
     collect(optimizer, mistakes, notes)
+    if facts is not None:
+        check_device(optimizer, facts.machine, mistakes, notes)
     adapter = decide_adapter(options.adapter, base, resume, mistakes, notes)
     check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=base is not None and base.family.refines))

@@ -55,9 +55,10 @@ def text_encoders(model: Model, precision: Precision, device: torch.device) -> d
 
 def choose_device(machine: Machine, group: WorkerGroup) -> torch.device:
     """The device of this process: with several GPUs, one GPU per process."""
-    if machine.kind == "cuda" and torch.cuda.is_available():
-        return torch.device("cuda", group.local % torch.cuda.device_count())
-    return torch.device(machine.kind if machine.kind != "cuda" else "cpu")
+    if machine.kind not in ("cuda", "xpu"):
+        return torch.device(machine.kind)
+    count = torch.get_device_module(machine.kind).device_count()
+    return torch.device(machine.kind, group.local % count) if count else torch.device("cpu")
 
 
 def fill_latent_cache(

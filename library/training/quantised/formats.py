@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from library.runtime.device import DeviceKind
+from library.runtime.device import DEVICES, DeviceKind
 
 Codes = Literal["int8", "fp8", "int4", "int2", "nf4"]
-_EVERYWHERE: frozenset[DeviceKind] = frozenset({"cuda", "mps", "cpu"})
+_EVERYWHERE: frozenset[DeviceKind] = frozenset(DEVICES)
 _LEAST_GROUP = 16  # smaller groups would need as much memory for scales as for weights
 
 
@@ -66,7 +66,7 @@ class Format:
         return values * self.bits // 8 + 4 * self.scales * math.ceil(values / self.group_in(shape))
 
 
-_NO_MPS: frozenset[DeviceKind] = frozenset({"cuda", "cpu"})
+_NO_MPS: frozenset[DeviceKind] = frozenset({"cuda", "xpu", "cpu"})
 _INT8 = Format("int8", QUANTO, 8)
 _INT4 = Format("int4", QUANTO, 4, group=128, scales=2)
 _FP8 = Format("fp8", QUANTO, 8, devices=_NO_MPS)
