@@ -98,8 +98,6 @@ def decide(parsed: Parsed, launch: Launch = ALONE) -> Plan:
     base = None if facts is None else facts.base_model
     optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
     collect(optimizer, mistakes, notes)
-    if facts is not None:
-        check_device(optimizer, facts.machine, mistakes, notes)
     adapter = decide_adapter(options.adapter, base, resume, mistakes, notes)
     check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=base is not None and base.family.refines))
@@ -183,6 +181,7 @@ def decide_optimization(
     """The optimizer with its schedule and learning rates, and whether processes can share its gradients as chosen."""
     options = facts.options
     check_static_graph(facts, adapter, mistakes)
+    check_device(optimizer, facts.machine, mistakes, notes)
     schedule = choose_schedule(options.optimizer, facts.duration.steps, optimizer)
     collect(schedule, mistakes, notes)
     rates = decide_learning_rates(options, facts.base_model.family, adapter, optimizer, mistakes, notes)
