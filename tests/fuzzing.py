@@ -638,8 +638,10 @@ def _in_time() -> Iterator[None]:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The errors that led to an error, which a sentence may hide."""
-    while error is not None:
+    """The errors that led to an error, which a sentence may hide. Each once: a chain of errors may be a ring."""
+    passed: list[BaseException] = []
+    while error is not None and not any(error is other for other in passed):
+        passed.append(error)
         yield error
         error = error.__cause__ or error.__context__
 
