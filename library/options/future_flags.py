@@ -75,7 +75,6 @@ _PROCESSES = (
 )
 
 _FAST_AND_SMALL = (
-    _switch("cpu_offload_checkpointing", OTHER),
     FutureFlag("dynamo_backend", "text", "inductor", OTHER, neutral=("no",), only_with=("torch_compile",)),
     _switch("fused_backward_pass", OTHER),
     FutureFlag("fused_optimizer_groups", "integer", None, OTHER, neutral=(0,)),
@@ -108,7 +107,8 @@ _OTHER_PROGRAMS = (
     FutureFlag("ae", "path"),
     _switch("apply_lg_attn_mask", only_with=("clip_g",)),
     _switch("apply_t5_attn_mask", only_with=("t5xxl",)),
-    FutureFlag("blocks_to_swap", "integer", None, OTHER, neutral=(0,)),
+    _switch("block_swap_h2d_only", OTHER, neutral=(True,)),  # frozen blocks are never copied back
+    FutureFlag("block_swap_ring_size", "integer", 2, OTHER),
     FutureFlag("clip_g", "path"),
     FutureFlag("clip_g_dropout_rate", "number", 0.0, only_with=("clip_g",)),
     FutureFlag("clip_l", "path"),

@@ -14,22 +14,30 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from library.runtime.precision import Attention, FloatName, Precision, torch_dtype
 from library.runtime.stored_weights import compute_in_stored_dtype
+from library.training.blocks.checkpoints import checkpoint_activations
 
 if TYPE_CHECKING:
     from library.families.family import Model
     from library.options.groups.memory import MemoryOptions
+    from library.training.blocks.checkpoints import Checkpoints
     from library.training.trainable import Trainable
 
 
-def prepare(model: Model, trainable: Trainable, precision: Precision, options: MemoryOptions) -> None:
+def prepare(
+    model: Model,
+    trainable: Trainable,
+    precision: Precision,
+    options: MemoryOptions,
+    checkpoints: Checkpoints | None = None,
+) -> None:
     """Prepare a loaded model for training.
 
     Freezes the model and sets evaluation mode; converts the trained parts to their number format and sets training
-    mode, with gradients if they are the model's own modules; sets up gradient checkpointing and attention.
+    mode, with gradients if they are the model's own modules; sets up gradient checkpointing (`checkpoints`: that of the
+    backbone) and attention.
     """
     modules = model.modules()
     for module in modules.values():
@@ -40,7 +48,7 @@ def prepare(model: Model, trainable: Trainable, precision: Precision, options: M
             for parameter in part.parameters(group):
                 parameter.requires_grad = True
     for name in sorted(trainable.active) if options.gradient_checkpointing else ():
-        checkpoint_activations(modules[name].train())  # both packages checkpoint in training mode only
+        checkpoint_activations(modules[name].train(), checkpoints)  # transformers does so in training mode only
     set_attention(model.backbone, precision.attention)
 
 
@@ -106,25 +114,6 @@ def release_memory(options: MemoryOptions) -> None:
     """Free cached GPU memory; with --highvram it stays reserved."""
     if torch.cuda.is_available() and not options.highvram:
         torch.cuda.empty_cache()
-
-
-def checkpoint_activations(module: nn.Module) -> None:
-    """Enable gradient checkpointing in a diffusers or transformers model: the backward pass recomputes activations.
-
-    Non-reentrant: gradients also reach a block whose inputs need none (a text encoder behind frozen embeddings), and
-    each parameter's gradient is accumulated once. transformers checkpoints in training mode only. Raises TypeError
-    for a module without gradient checkpointing.
-    """
-    for name, arguments in (
-        ("enable_gradient_checkpointing", {}),  # diffusers, non-reentrant by default
-        ("activation_checkpointing_enable", {"activation_checkpointing_kwargs": {"use_reentrant": False}}),
-        ("gradient_checkpointing_enable", {"gradient_checkpointing_kwargs": {"use_reentrant": False}}),
-    ):
-        switch: Callable[..., None] | None = getattr(module, name, None)
-        if switch is not None:
-            switch(**arguments)
-            return
-    raise TypeError(f"{type(module).__name__} does not support gradient checkpointing")
 
 
 def set_attention(module: Any, attention: Attention) -> None:

@@ -15,6 +15,8 @@ from library.runtime.signals import explain_interrupt
 from library.training.after_step import Inputs, InTraining, build_after_step, build_saver, report
 from library.training.averaging.weights import build_weights
 from library.training.backward import WholeBackward
+from library.training.blocks.checkpoints import build_checkpoints
+from library.training.blocks.swap import place
 from library.training.conditioning import build_conditioner
 from library.training.ending import end_stopped
 from library.training.events.sinks import open_events
@@ -71,7 +73,8 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
             options, facts.base_model, run.device, run.say, base=base_format, quantisation=facts.quantisation
         )
         trainable = recipe.choose(model, facts, plan.optimization, plan.adapter, run.say)
-        prepare(model, trainable, precision, options.memory)
+        checkpoints = build_checkpoints(plan.blocks, model.backbone, run.device)
+        prepare(model, trainable, precision, options.memory, checkpoints)
         shards = shard(trainable, model, facts.sharding, precision, run.device, run.processes)
 
         # Encode the images: all of them now, or batch by batch.
@@ -83,7 +86,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
         loader = BatchLoader(dataset, workers=plan.workers, pin_memory=run.device.type == "cuda")
 
         # Encode the captions: all of them now, or batch by batch.
-        model.backbone.to(run.device)
+        place(model.backbone, plan.blocks.swapped, run.device, run.say)
         conditioner = build_conditioner(facts, model, trainable, run.device)
         encoded = encode_captions_ahead(facts, dataset, conditioner, trainable, run.say, run.processes)
         prompts = build_prompt_encoder(plan.preview, plan.evaluation, conditioner, run.accelerator.autocast)

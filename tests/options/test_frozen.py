@@ -207,6 +207,8 @@ disable_mmap_load_safetensors bool false
 learning_rate_te1 float null
 learning_rate_te2 float null
 train_text_encoder bool false
+blocks_to_swap int null
+cpu_offload_checkpointing bool false
 """  # noqa: E501
 LATER_VERSIONS = """
 # data
@@ -224,7 +226,6 @@ zero3_init_flag bool false
 zero3_save_16bit_model bool false
 zero_stage int 2 0|1|2|3
 # fast and small
-cpu_offload_checkpointing bool false
 dynamo_backend str "inductor" eager|aot_eager|inductor|aot_ts_nvfuser|nvprims_nvfuser|cudagraphs|ofi|fx2trt|onnxrt|tensort|ipex|tvm
 fused_backward_pass bool false
 fused_optimizer_groups int null
@@ -250,7 +251,8 @@ prompts_file str null
 ae str null
 apply_lg_attn_mask bool false
 apply_t5_attn_mask bool false
-blocks_to_swap int null
+block_swap_h2d_only bool false
+block_swap_ring_size int 2
 clip_g str null
 clip_g_dropout_rate float 0.0
 clip_l str null
@@ -320,6 +322,7 @@ OUR_OWN = (
     ),
     *("data_aesthetic_score", "refiner_training_strength", "refiner_training_invert_schedule"),
     *("keep_best", "early_stop"),
+    "gradient_checkpointing_policy",
 )
 
 KINDS = {
@@ -349,7 +352,7 @@ KNOWN = rows(THIS_VERSION) | rows(LATER_VERSIONS)
 
 
 def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> None:
-    assert len(rows(THIS_VERSION)) == 190 and len(rows(LATER_VERSIONS)) == 78
+    assert len(rows(THIS_VERSION)) == 192 and len(rows(LATER_VERSIONS)) == 78
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *OUR_OWN}
     assert set(FUTURE_FLAGS) == set(rows(LATER_VERSIONS))

@@ -13,9 +13,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from library.options.groups.memory import MemoryOptions
 from library.runtime.device import Machine
 from library.runtime.precision import resolve
+from library.training.blocks.checkpoints import checkpoint_activations
 from library.training.memory import (
     MemoryEfficientAttention,
-    checkpoint_activations,
     compute_module,
     encoding_vae,
     fp16_gradients,

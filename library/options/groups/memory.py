@@ -35,6 +35,26 @@ class MemoryOptions:
         metadata="ss_gradient_checkpointing",
         may_change_on_resume=True,
     )
+    gradient_checkpointing_policy: str = flag(
+        "all",
+        "What gradient_checkpointing recomputes: all = every block of the U-Net; attention = the same, but results of"
+        " attention are stored; half = every second block.",
+        choices=("all", "attention", "half"),
+        may_change_on_resume=True,
+    )
+    cpu_offload_checkpointing: bool = flag(
+        False,
+        "With gradient_checkpointing, keep what is stored of each block in main memory until the backward pass.",
+        may_change_on_resume=True,
+    )
+    blocks_to_swap: int | None = flag(
+        None,
+        "Keep this many of the frozen blocks of the U-Net in main memory, and copy each to the device before it"
+        " computes: less memory on the device, slower.",
+        at_least=1,
+        zero_is_off=True,
+        may_change_on_resume=True,
+    )
     gradient_accumulation_steps: int = flag(
         1,
         "Batches per optimizer step: their gradients are accumulated as if they were one large batch.",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from library.options.rules import adapter as adapter_rules
 from library.options.rules import averaging as averaging_rules
+from library.options.rules import blocks as block_rules
 from library.options.rules import hub as hub_rules
 from library.options.rules import objective as objective_rules
 from library.options.rules import preservation as preservation_rules
@@ -380,6 +381,7 @@ NO_EFFECT = (
     *text_encoder_rules.NO_EFFECT,
     *adapter_rules.NO_EFFECT,
     *averaging_rules.NO_EFFECT,
+    *block_rules.NO_EFFECT,
     *objective_rules.NO_EFFECT,
     *rollout_rules.NO_EFFECT,
     *preservation_rules.NO_EFFECT,

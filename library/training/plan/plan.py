@@ -21,6 +21,7 @@ from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
 from library.training.averaging.plan import AveragesPlan, decide_averages
 from library.training.best.plan import BestPlan, check_best, count_measurements, read_best
+from library.training.blocks.plan import BlocksPlan, decide_blocks
 from library.training.evaluation.plan import EvaluationPlan, decide_encoders, decide_evaluation
 from library.training.hub.plan import UploadPlan, decide_uploads
 from library.training.hub.resume import local_state
@@ -67,6 +68,7 @@ class Plan:
     trackers: Trackers
     uploads: UploadPlan | None
     base: BasePlan | None
+    blocks: BlocksPlan
     costs: Costs
     workers: int
     description: Description
@@ -96,8 +98,7 @@ def decide(parsed: Parsed, launch: Launch = ALONE) -> Plan:
     resume = decide_resume(local_state(options, mistakes), options.saving, mistakes, notes, is_adapter=is_adapter)
     facts = decide_facts(parsed, decide_seed(options, resume, launch), mistakes, notes, launch)
     base = None if facts is None else facts.base_model
-    optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
-    collect(optimizer, mistakes, notes)
+    optimizer = decide_optimizer(options, facts, mistakes, notes)
     adapter = decide_adapter(options.adapter, base, resume, mistakes, notes)
     check_writable_paths(options, mistakes)
     notes.extend(check_prompts(options, mistakes, refines=base is not None and base.family.refines))
@@ -120,6 +121,7 @@ def decide(parsed: Parsed, launch: Launch = ALONE) -> Plan:
     description = decide_description(facts, base_copy, adapter, resume, outputs.name, mistakes, notes)
     start = decide_start(options.adapter, resume, duration, mistakes, notes)
     preview = decide_preview(facts, mistakes)
+    blocks = decide_blocks(facts, adapter, mistakes, notes)
     check_sharded(facts, optimizer, adapter, resume, (preview, evaluation, rollout, averages.posthoc), mistakes)
     mistakes.raise_if_any()
     notes.extend(notes_on_never_reached(facts, optimization, preview, evaluation, start))
@@ -137,6 +139,7 @@ def decide(parsed: Parsed, launch: Launch = ALONE) -> Plan:
         trackers=trackers,
         uploads=uploads,
         base=base_copy,
+        blocks=blocks,
         costs=costs,
         workers=decide_workers(facts, notes),
         description=description,
@@ -173,6 +176,15 @@ def decide_description(
         resume, description, steps, mistakes, notes, file, is_adapter=is_adapter, is_auto=is_auto, world=world
     )
     return description
+
+
+def decide_optimizer(
+    options: TrainOptions, facts: RunFacts | None, mistakes: Mistakes, notes: list[str]
+) -> OptimizerChoice:
+    """The optimizer, if the machine and the package have it."""
+    optimizer = choose_optimizer(options.optimizer, full_fp16=facts is not None and facts.precision.trained == "fp16")
+    collect(optimizer, mistakes, notes)
+    return optimizer
 
 
 def decide_optimization(

@@ -16,7 +16,6 @@ from library.runtime.precision import BYTES
 from library.training.adapter import describe as describe_adapter
 from library.training.optim.learning_rates import LearningRates
 from library.training.plan.base_model import BaseModel
-from library.training.plan.costs import Costs
 from library.training.plan.duration import PASSES_OF_A_SAMPLE
 from library.training.plan.facts import RunFacts
 from library.training.plan.given import dataset_settings, given_options, subset_settings
@@ -72,7 +71,7 @@ def sections(plan: Plan) -> dict[str, Section]:
         "evaluation": _evaluation(plan),
         "machine": _machine(plan.facts, plan.workers),
         "base model": _quantisation(plan.facts),
-        "memory": _costs(plan.costs, plan.facts, is_unknown=plan.adapter is not None and plan.adapter.layers is None),
+        "memory": _memory(plan),
         "files": _files(plan),
         "options": _options(plan),
         "notes": plan.notes,
@@ -330,11 +329,12 @@ def _quantisation(facts: RunFacts) -> Iterator[str]:
         yield from facts.quantisation.lines(BYTES[facts.precision.base])
 
 
-def _costs(costs: Costs, facts: RunFacts, *, is_unknown: bool) -> Iterator[str]:
-    """`is_unknown`: what is trained is known only after it is made."""
-    if facts.sharding is not None:
-        yield from facts.sharding.describe(costs)
-    if is_unknown:
+def _memory(plan: Plan) -> Iterator[str]:
+    costs = plan.costs
+    yield from plan.blocks.lines()
+    if plan.facts.sharding is not None:
+        yield from plan.facts.sharding.describe(costs)
+    if plan.adapter is not None and plan.adapter.layers is None:  # known only after it is made
         yield f"{readable_bytes(costs.weights)} for the weights of the base model"
         yield "parameters and file size of the adapter are reported after it is created"
         return

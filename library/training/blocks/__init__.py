@@ -1,0 +1,1 @@
+"""What happens block by block: recomputed activations, weights in main memory, compiled code."""
