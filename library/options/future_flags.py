@@ -108,7 +108,7 @@ _OTHER_PROGRAMS = (
     _switch("apply_lg_attn_mask", only_with=("clip_g",)),
     _switch("apply_t5_attn_mask", only_with=("t5xxl",)),
     _switch("block_swap_h2d_only", OTHER, neutral=(True,)),  # frozen blocks are never copied back
-    FutureFlag("block_swap_ring_size", "integer", 2, OTHER),
+    FutureFlag("block_swap_ring_size", "integer", 2, OTHER, only_with=("blocks_to_swap",)),
     FutureFlag("clip_g", "path"),
     FutureFlag("clip_g_dropout_rate", "number", 0.0, only_with=("clip_g",)),
     FutureFlag("clip_l", "path"),
