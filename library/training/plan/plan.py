@@ -94,8 +94,7 @@ def decide(parsed: Parsed, launch: Launch = ALONE) -> Plan:
     options, mistakes, notes = parsed.options, Mistakes(parsed.mistakes), list(parsed.notes)
 
     # Independent decisions first, so that one run reports as many mistakes as possible.
-    is_adapter = options.adapter.network_module is not None
-    resume = decide_resume(local_state(options, mistakes), options.saving, mistakes, notes, is_adapter=is_adapter)
+    resume = decide_state(options, mistakes, notes)
     facts = decide_facts(parsed, decide_seed(options, resume, launch), mistakes, notes, launch)
     base = None if facts is None else facts.base_model
     optimizer = decide_optimizer(options, facts, mistakes, notes)
@@ -176,6 +175,12 @@ def decide_description(
         resume, description, steps, mistakes, notes, file, is_adapter=is_adapter, is_auto=is_auto, world=world
     )
     return description
+
+
+def decide_state(options: TrainOptions, mistakes: Mistakes, notes: list[str]) -> SavedState | None:
+    """The training state that is resumed, brought from the hub if it is there."""
+    is_adapter = options.adapter.network_module is not None
+    return decide_resume(local_state(options, mistakes), options.saving, mistakes, notes, is_adapter=is_adapter)
 
 
 def decide_optimizer(
