@@ -11,8 +11,8 @@ import pytest
 from hypothesis import strategies as st
 
 from library.checkpoints.header import CheckpointError
-from tests import fuzzing
-from tests.fuzzing import TARGETS, HangError, fuzz
+from tests.fuzzing import runs
+from tests.fuzzing.runs import TARGETS, HangError, fuzz
 
 EXAMPLES = 25
 
@@ -29,7 +29,7 @@ def test_a_hang_is_found_in_a_reader_that_catches_every_error(monkeypatch: pytes
             time.sleep(5)
 
     monkeypatch.setitem(TARGETS, "hang", (hang, (st.text(),)))
-    monkeypatch.setattr(fuzzing, "SECONDS", 0.1)
+    monkeypatch.setattr(runs, "SECONDS", 0.1)
     with pytest.raises(HangError):
         fuzz("hang", 1)
 

@@ -1,0 +1,1 @@
+"""Random files for every reader."""
