@@ -360,6 +360,15 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("convolution_backward_overrideable", boxed<&convolution_backward>());
 }
 
+// `self.data = data` over two devices, which torch does for its own devices only. The second time both are of one kind, and
+// torch renews what accumulates the gradient.
+TORCH_LIBRARY(pretend, m) {
+  m.def("set_data(Tensor self, Tensor data) -> ()", [](const Tensor& self, const Tensor& data) {
+    self.unsafeGetTensorImpl()->shallow_copy_from(data.getIntrusivePtr());
+    self.set_data(data);
+  });
+}
+
 TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
   for (auto name : kInLower) m.impl(name, boxed<&run_lower>());
   for (auto name : kInFloat) m.impl(name, boxed<&run_in_float>());

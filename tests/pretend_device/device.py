@@ -113,11 +113,32 @@ def available() -> Iterator[Device]:
     device.operations()
     threads = torch.autograd.set_multithreading_enabled(False)
     try:
-        with threads:
+        with threads, _set_data_over_devices():
             yield device
     finally:
         library.pretend_stop()
         del listener
+
+
+@contextmanager
+def _set_data_over_devices() -> Iterator[None]:
+    """Let `tensor.data = other` change the device, so that modules which are moved keep their parameters, as on a card.
+    torch does that for its own devices only."""
+    data, compatible = torch.Tensor.data, torch._has_compatible_shallow_copy_type
+
+    def set_data(self: torch.Tensor, value: torch.Tensor) -> None:
+        if self.device.type != value.device.type and NAME in (self.device.type, value.device.type):
+            torch.ops.pretend.set_data(self, value)
+        else:
+            data.__set__(self, value)  # type: ignore[attr-defined]
+
+    def has_compatible_type(one: torch.Tensor, other: torch.Tensor) -> bool:
+        return NAME in (one.device.type, other.device.type) or compatible(one, other)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "data", property(data.__get__, set_data))  # type: ignore[attr-defined]
+        patch.setattr(torch, "_has_compatible_shallow_copy_type", has_compatible_type)
+        yield
 
 
 def _listener_of(device: Device) -> Any:
@@ -173,6 +194,8 @@ def chosen() -> Iterator[Device]:
 @functools.cache
 def _load() -> ctypes.CDLL:
     """Register the device, once in a process."""
+    import torch._dynamo  # looks at functions that are replaced below
+
     path = library_file()
     torch.utils.rename_privateuse1_backend(NAME)
     torch.ops.load_library(str(path))

@@ -188,3 +188,16 @@ def test_results_of_other_sizes_reach_what_they_are_written_to(device: Device) -
     values, indices = torch.empty(0, device="pretend"), torch.empty(0, dtype=torch.long, device="pretend")
     torch.sort(torch.tensor([3.0, 1.0]).to("pretend"), out=(values, indices))
     assert values.tolist() == [1.0, 3.0] and indices.tolist() == [1, 0]
+
+
+def test_a_module_that_moves_keeps_its_parameters(device: Device) -> None:
+    module = torch.nn.Linear(2, 2)
+    weight = module.weight
+    for where in ("cpu", "pretend", "cpu", "pretend"):
+        module.to(where)
+        module(torch.ones(1, 2, device=where)).sum().backward()
+        gradient = weight.grad
+        assert module.weight is weight and weight.device.type == where
+        assert gradient is not None and gradient.device.type == where
+    weight.data = torch.zeros(2, 2)
+    assert weight.device.type == "cpu" and module.weight is weight
