@@ -76,8 +76,6 @@ _PROCESSES = (
 
 _FAST_AND_SMALL = (
     FutureFlag("dynamo_backend", "text", "inductor", OTHER, neutral=("no",), only_with=("torch_compile",)),
-    _switch("fused_backward_pass", OTHER),
-    FutureFlag("fused_optimizer_groups", "integer", None, OTHER, neutral=(0,)),
     _switch("torch_compile", OTHER),
 )
 

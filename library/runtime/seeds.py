@@ -63,3 +63,13 @@ def keyed_draws(*parts: int | str) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(draw_seed(*parts))
         yield
+
+
+def device_generator(device: torch.device, *parts: int | str) -> torch.Generator:
+    """A torch generator for the key `parts` on a device, or on the CPU for devices without a fast one. The draws differ
+    from device to device: for what need not be the same on all of them, and is too much to be uploaded."""
+    import torch
+
+    generator = torch.Generator(device if device.type in ("cuda", "xpu") else "cpu")
+    generator.manual_seed(draw_seed(*parts))
+    return generator

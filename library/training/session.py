@@ -14,7 +14,6 @@ from library.runtime.allocator import preallocate_heap
 from library.runtime.signals import explain_interrupt
 from library.training.after_step import Inputs, InTraining, build_after_step, build_saver, report
 from library.training.averaging.weights import build_weights
-from library.training.backward import WholeBackward
 from library.training.blocks.checkpoints import build_checkpoints
 from library.training.blocks.swap import place
 from library.training.conditioning import build_conditioner
@@ -28,7 +27,7 @@ from library.training.loading import load_model
 from library.training.loop import Loop
 from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
 from library.training.nonfinite import NonFinite
-from library.training.optim.optimizers import ExactState, allocate_state, make_optimizer
+from library.training.optim.optimizers import make_optimizer
 from library.training.optim.schedules import make_schedule, try_out
 from library.training.plan.summary import summary
 from library.training.preservation.preservation import build_preservation
@@ -43,6 +42,8 @@ from library.training.saving.state_writer import StateWriter, free_memory
 from library.training.sharding.shards import join, shard
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
+from library.training.update.fused import build_backward
+from library.training.update.stepping import Stepping, build_stepping
 
 if TYPE_CHECKING:
     from library.training.averaging.weights import Weights
@@ -101,10 +102,11 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
             plan.optimization.optimizer, parameter_groups(trainable.parts), uses_scaler=precision.uses_scaler
         )
         wrapped, wrapped_optimizer = wrap(run.accelerator, trainable, optimizer)
+        stepping = build_stepping(optimizer, plan.optimization.update, facts.seed)
         if plan.resume is None:
-            allocate_state(optimizer)
+            stepping.allocate()
         schedule = make_schedule(plan.optimization.schedule, optimizer)
-        weights = build_weights(optimizer, plan.averages, run.device, run.say, trainable.products)
+        weights = build_weights(optimizer, plan.averages, run.device, run.say, trainable.products, stepping.exchanging)
 
         # The loss of a batch, with the base model as it is before the run.
         loss = build_training_loss(facts, model, wrapped, conditioner, encoder.vae)
@@ -112,7 +114,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
 
         # Resume: load everything that a training state holds.
         random = RandomStates()
-        state = run_state(trainable, optimizer, schedule, run.accelerator.scaler, random, weights)
+        state = run_state(trainable, stepping, schedule, run.accelerator.scaler, random, weights)
         progress = plan.start if plan.resume is None else load_state(plan.resume, state, shards and shards.mesh)
         run.events.progress = progress
 
@@ -144,7 +146,9 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
             batches=loader.batches,
             due=after.due(on_writer),
             duration=facts.duration,
-            backward=WholeBackward(run.accelerator, wrapped_optimizer, options.optimizer.max_grad_norm),
+            backward=build_backward(
+                run.accelerator, wrapped_optimizer, stepping, plan.optimization.update, options.optimizer.max_grad_norm
+            ),
             gradients=build_gradients(trainable.parts, run.processes, options.processes, sharded=shards is not None),
             record=curve.add,
             measured=loss.measured,
@@ -174,10 +178,10 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
 
 
 def run_state(
-    trainable: Trainable, optimizer: Any, schedule: Any, scaler: Any, random: RandomStates, weights: Weights
+    trainable: Trainable, stepping: Stepping, schedule: Any, scaler: Any, random: RandomStates, weights: Weights
 ) -> RunState:
     """Everything that a resumed run needs, in the order in which it is loaded."""
     return {
-        **{part.name: part.module for part in trainable.parts}, "optimizer": ExactState(optimizer),
+        **{part.name: part.module for part in trainable.parts}, "optimizer": stepping,
         "schedule": schedule, "scaler": scaler, "random": random, "ema": weights.ema, "posthoc_ema": weights.posthoc,
     }  # fmt: skip

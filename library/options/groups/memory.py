@@ -29,6 +29,37 @@ class MemoryOptions:
         "Keep weights and gradients in bf16 too: less memory, less accuracy; requires mixed_precision bf16.",
         may_change_on_resume=True,
     )
+    bf16_rounding: str = flag(
+        "stochastic",
+        "How full_bf16 rounds updated weights: stochastic keeps small updates on average, kahan exactly (2 bytes more "
+        "per weight), both with fp32 optimizer state; nearest loses them, as sd-scripts does.",
+        choices=("stochastic", "kahan", "nearest"),
+        may_change_on_resume=True,
+    )
+    fused_backward_pass: bool = flag(
+        False,
+        "Update each weight during the backward pass and free its gradient: gradients take almost no memory. With "
+        "max_grad_norm one more backward pass measures them first.",
+        may_change_on_resume=True,
+    )
+    fused_optimizer_groups: int | None = flag(
+        None,
+        "Like fused_backward_pass, but update the weights in this many groups; more groups take less memory.",
+        at_least=1,
+        zero_is_off=True,
+        may_change_on_resume=True,
+    )
+    fused_backward_clipping: str = flag(
+        "global",
+        "How max_grad_norm clips in a fused backward pass: by the global norm, or each tensor by its own, as "
+        "sd-scripts does, without a second pass.",
+        choices=("global", "tensor"),
+    )
+    offload_optimizer: bool = flag(
+        False,
+        "Keep the optimizer state in main memory; each step moves it to the device and back, a part at a time.",
+        may_change_on_resume=True,
+    )
     gradient_checkpointing: bool = flag(
         False,
         "Recompute activations in the backward pass instead of storing them: much less memory, about a third slower.",

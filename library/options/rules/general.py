@@ -199,6 +199,12 @@ EXCLUDES = (
         "keep the one that matches --mixed_precision",
     ),
     Excludes(
+        ("fused_backward_pass",),
+        "fused_optimizer_groups",
+        "both update the weights during the backward pass",
+        "keep one of the two; fused_backward_pass needs less memory",
+    ),
+    Excludes(
         ("use_8bit_adam",),
         "use_lion_optimizer",
         "they name two different optimizers",
@@ -376,6 +382,12 @@ NO_EFFECT = (
         "write_inference_yaml",
         is_one_of("save_model_as", "diffusers", "diffusers_safetensors"),
         "a diffusers folder does not need it",
+    ),
+    NoEffect("bf16_rounding", off("full_bf16"), "weights are not bf16 (full_bf16 is not set)"),
+    NoEffect(
+        "fused_backward_clipping",
+        off("fused_backward_pass", "fused_optimizer_groups"),
+        "the backward pass is not fused (fused_backward_pass is not set)",
     ),
     *hub_rules.NO_EFFECT,
     *text_encoder_rules.NO_EFFECT,

@@ -37,13 +37,15 @@ class Weights:
 
     The version "" is the average of a schedule-free optimizer (arXiv 2405.15682), for others the weights in training;
     "_ema" is their moving average. `posthoc` is only saved, as snapshots. `together(suffix)`: lets all processes of a
-    sharded run hold the same version. `optimizer` is the unwrapped one, not accelerate's.
+    sharded run hold the same version. `optimizer` is the unwrapped one, not accelerate's; it exchanges the weights for
+    their average while `exchanging()` is open.
     """
 
     optimizer: Optimizer
     ema: Ema | None = None
     posthoc: PosthocEma | None = None
     together: Callable[[str], AbstractContextManager[None]] = lambda suffix: nullcontext()
+    exchanging: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def update(self) -> None:
         """Called after each optimizer step. A schedule-free optimizer averages in its step."""
@@ -78,11 +80,13 @@ class Weights:
         elif averages_itself(averaging):
             # the optimizer's own formula for the way back rounds: a copy does not
             with restored(trained_parameters(self.optimizer)):
-                averaging.eval()
+                with self.exchanging():
+                    averaging.eval()
                 try:
                     yield
                 finally:
-                    averaging.train()
+                    with self.exchanging():
+                        averaging.train()
         else:
             yield
 
@@ -103,9 +107,10 @@ def build_weights(
     device: torch.device,
     say: Callable[[str], None],
     products: Sequence[Product] = (),
+    exchanging: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Weights:
-    """The versions of a run, before its first step; `products`: see Trainable. Raises UserError for an optimizer that
-    averages by itself, which the plan cannot know of one given by its class."""
+    """The versions of a run, before its first step; `products`: see Trainable, `exchanging`: see Weights. Raises
+    UserError for an optimizer that averages by itself, which the plan cannot know of one given by its class."""
     ema = posthoc = None
     if plan.ema is not None:
         _refuse_second_average(optimizer, "use_ema")
@@ -120,7 +125,7 @@ def build_weights(
         averages = {width: _average(optimizer, place) for width in WIDTHS}
         posthoc = PosthocEma(averages, plan.posthoc)
         say(f"post-hoc EMA: {readable_bytes(posthoc.size)} {plan.posthoc.place}")
-    return Weights(optimizer, ema, posthoc)
+    return Weights(optimizer, ema, posthoc, exchanging=exchanging)
 
 
 def _average(optimizer: Optimizer, place: torch.device) -> WeightAverage:

@@ -56,13 +56,26 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
         squares = gradient_norm([part for part in parts if part.numel()] or parts[:1]).square()
         torch.distributed.all_reduce(squares)
         return squares.sqrt()
-    norm: Tensor
     if gradients[0].device.type != "cpu":
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm: Tensor = torch.nn.utils.get_total_norm(gradients)
         return norm
-    rows = [gradient.flatten(1) if gradient.dim() > 1 else gradient for gradient in gradients]
-    norms = [torch.linalg.vector_norm(row, dim=-1, dtype=torch.float32).flatten() for row in rows]
-    norm = torch.linalg.vector_norm(torch.cat(norms))
+    return joined_norm([norms_of(gradient) for gradient in gradients])
+
+
+def norms_of(gradient: Tensor) -> Tensor:
+    """Norms of parts of a gradient, float32: of its rows on the CPU, elsewhere of the whole."""
+    norms: Tensor
+    if gradient.device.type != "cpu":
+        norms = torch.linalg.vector_norm(gradient, dtype=torch.float32).reshape(1)
+        return norms
+    rows = gradient.flatten(1) if gradient.dim() > 1 else gradient
+    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).flatten()
+    return norms
+
+
+def joined_norm(norms: Sequence[Tensor]) -> Tensor:
+    """The global norm of what has these `norms_of`, a scalar."""
+    norm: Tensor = torch.linalg.vector_norm(torch.cat([*norms]))
     return norm
 
 

@@ -13,6 +13,7 @@ from library.options.train_options import FLAGS, TrainOptions
 from library.training.adapter.plan import AdapterPlan
 from library.training.optim.optimizers import OptimizerChoice
 from library.training.optim.schedules import ScheduleChoice
+from library.training.update.plan import UpdatePlan
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class Optimization:
-    """Learning rates, optimizer and schedule of a run."""
+    """Learning rates, optimizer and schedule of a run, and how the weights are updated."""
 
     learning_rates: LearningRates
     optimizer: OptimizerChoice
     schedule: ScheduleChoice
+    update: UpdatePlan
 
 
 def decide_learning_rates(

@@ -18,7 +18,8 @@ class OptimizerRow:
     `fp32_state`: state and arithmetic stay precise with fp16 weights. `learning_rate_free`: the optimizer estimates
     the learning rate, and the given rate is a factor of about 1. `schedule_free`: it averages weights instead of
     lowering the learning rate. `sharded`: each weight's step depends on its own gradients only, so a process can take
-    it with a part of a tensor.
+    it with a part of a tensor. `per_tensor`: a weight's step depends on the gradients of its own tensor only, so
+    tensors can be stepped one after the other.
     """
 
     name: str
@@ -31,6 +32,7 @@ class OptimizerRow:
     learning_rate_free: bool = False
     schedule_free: bool = False
     sharded: bool = False
+    per_tensor: bool = False
 
 
 _MOMENTUM = MappingProxyType({"momentum": 0.9, "nesterov": True})
@@ -46,6 +48,7 @@ def _bitsandbytes(name: str, path: str, state_bytes: float, defaults: Mapping[st
         defaults or MappingProxyType({}),
         state_bytes=state_bytes,
         fp32_state=True,
+        per_tensor=True,
     )
 
 
@@ -57,20 +60,34 @@ def _d_adaptation(name: str, path: str, state_tensors: float) -> OptimizerRow:
 
 def _schedule_free(name: str, path: str, state_tensors: float) -> OptimizerRow:
     return OptimizerRow(
-        name, f"schedulefree.{path}", "schedulefree==1.4.1", state_tensors=state_tensors, schedule_free=True
+        name,
+        f"schedulefree.{path}",
+        "schedulefree==1.4.1",
+        state_tensors=state_tensors,
+        schedule_free=True,
+        per_tensor=True,
     )
 
 
 OPTIMIZERS: tuple[OptimizerRow, ...] = (
-    OptimizerRow("AdamW", "torch.optim.adamw.AdamW", state_tensors=2, sharded=True),
+    OptimizerRow("AdamW", "torch.optim.adamw.AdamW", state_tensors=2, sharded=True, per_tensor=True),
     _bitsandbytes("AdamW8bit", "adamw.AdamW8bit", 2 * _BYTE),
     _bitsandbytes("PagedAdamW", "adamw.PagedAdamW", 8),
     _bitsandbytes("PagedAdamW8bit", "adamw.PagedAdamW8bit", 2 * _BYTE),
     _bitsandbytes("PagedAdamW32bit", "adamw.PagedAdamW32bit", 8),
-    OptimizerRow("Lion", "lion_pytorch.lion_pytorch.Lion", "lion-pytorch==0.2.5", state_tensors=1, sharded=True),
+    OptimizerRow(
+        "Lion",
+        "lion_pytorch.lion_pytorch.Lion",
+        "lion-pytorch==0.2.5",
+        state_tensors=1,
+        sharded=True,
+        per_tensor=True,
+    ),
     _bitsandbytes("Lion8bit", "lion.Lion8bit", _BYTE),
     _bitsandbytes("PagedLion8bit", "lion.PagedLion8bit", _BYTE),
-    OptimizerRow("SGDNesterov", "torch.optim.sgd.SGD", defaults=_MOMENTUM, state_tensors=1, sharded=True),
+    OptimizerRow(
+        "SGDNesterov", "torch.optim.sgd.SGD", defaults=_MOMENTUM, state_tensors=1, sharded=True, per_tensor=True
+    ),
     _bitsandbytes("SGDNesterov8bit", "sgd.SGD8bit", _BYTE, _MOMENTUM),
     # in kohya's scripts the plain name has always meant the Adam of the first paper
     _d_adaptation("DAdaptation", "experimental.dadapt_adam_preprint.DAdaptAdamPreprint", 3),
@@ -91,6 +108,7 @@ OPTIMIZERS: tuple[OptimizerRow, ...] = (
         defaults=MappingProxyType({"relative_step": True}),
         state_bytes=2.1,
         fp32_state=True,
+        per_tensor=True,
     ),
     _schedule_free("AdamWScheduleFree", "adamw_schedulefree.AdamWScheduleFree", 2),
     _schedule_free("SGDScheduleFree", "sgd_schedulefree.SGDScheduleFree", 1),

@@ -95,7 +95,9 @@ def _find_row(name: str) -> tuple[OptimizerRow, Mapping[str, Accepts] | None, li
         path = name if "." in name else f"torch.optim.{name}"
         # a class given by its path has the memory facts of the table, but not the defaults of a short name
         known = (row for row in OPTIMIZERS if _is_same_class(row.path, path))
-        row = replace(next(known, OptimizerRow(name, path, state_tensors=2)), name=name, defaults={})
+        steps_tensors = path.startswith(("torch.optim.", "bitsandbytes.optim."))  # all of them, as of requirements.txt
+        unknown = OptimizerRow(name, path, state_tensors=2, per_tensor=steps_tensors)
+        row = replace(next(known, unknown), name=name, defaults={})
     found = look_up(row.path)
     mistakes = []
     if found.missing_package:
@@ -221,8 +223,9 @@ def _can_be_fused(choice: OptimizerChoice, parts: Sequence[Mapping[str, Any]]) -
     )
 
 
-def allocate_state(optimizer: Optimizer) -> None:
-    """Create the state of torch's AdamW that its first step would create; other optimizers are left alone.
+def allocate_state(optimizer: Optimizer, *, as_fp32: bool = False) -> None:
+    """Create the state of torch's AdamW that its first step would create; other optimizers are left alone. `as_fp32`:
+    its weights are stepped as float32, whatever they are.
 
     Allocated before the first gradients, it lies beside the weights and not between tensors that are freed in each
     step, which needs less memory; and a lack of memory shows at once.
@@ -232,12 +235,15 @@ def allocate_state(optimizer: Optimizer) -> None:
     if type(optimizer) is not torch.optim.AdamW:
         return
     state = optimizer.state_dict()
+    parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    state["state"] = {number: {"step": torch.tensor(0.0)} for number in range(len(parameters))}
+    optimizer.load_state_dict(state)  # which puts the counters where the kernel of the group wants them
     for group in optimizer.param_groups:
         moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
         for parameter in group["params"]:
-            zeros = {moment: torch.zeros_like(parameter) for moment in moments}
-            state["state"][len(state["state"])] = {"step": torch.tensor(0.0), **zeros}
-    optimizer.load_state_dict(state)
+            dtype = torch.float32 if as_fp32 else parameter.dtype
+            for moment in moments:
+                optimizer.state[parameter][moment] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from library.training.saving.outputs import Outputs, count_peak_files, decide_ou
 from library.training.saving.state import Description, Identity, Progress, SavedState
 from library.training.sharding.plan import check_sharded
 from library.training.trackers import Trackers, decide_trackers
+from library.training.update.plan import decide_update
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def decide_optimization(
     schedule = choose_schedule(options.optimizer, facts.duration.steps, optimizer)
     collect(schedule, mistakes, notes)
     rates = decide_learning_rates(options, facts.base_model.family, adapter, optimizer, mistakes, notes)
-    return Optimization(rates, optimizer, schedule)
+    return Optimization(rates, optimizer, schedule, decide_update(facts, optimizer, mistakes, notes))
 
 
 def decide_files(
@@ -275,6 +276,7 @@ def _own_costs(
 ) -> Costs:
     """Memory and disk without a copy of the base model."""
     precision, sizes, duration = facts.precision, facts.base_model.sizes, facts.duration
+    update = optimization.update
     models, states = count_peak_files(outputs, duration.steps, duration.epochs, duration.steps_per_epoch)
     peak_files = PeakFiles(models, states, 0 if averages.posthoc is None else averages.posthoc.files)
     trained = BYTES[precision.trained]
@@ -283,7 +285,8 @@ def _own_costs(
         trained=trained,
         frozen_copy=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
         saved=None if save_precision is None else BYTES[save_precision],
-        optimizer_state=optimization.optimizer.state_bytes_per_parameter(trained),
+        optimizer_state=optimization.optimizer.state_bytes_per_parameter(update.state_format(trained))
+        + update.extra_state,
         average=averages.of_weights * BYTES["fp32"],
     )
     if adapter is not None:

@@ -216,6 +216,7 @@ def _training(plan: Plan) -> Iterator[str]:
     optimizer, schedule = optimization.optimizer, optimization.schedule
     warmup = f", warm-up of {counted(schedule.warmup_steps, 'step')}" if schedule.warmup_steps else ""
     yield f"optimizer {optimizer.name}{_arguments(optimizer.arguments)}, schedule {schedule.name}{warmup}"
+    yield from optimization.update.describe()
     yield from plan.averages.describe(facts.duration.steps)
     yield _loss(facts)
     if plan.rollout is not None:
