@@ -6,6 +6,7 @@ No torch at module level: plans are made before torch is loaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,10 @@ class PartSizes:
     def total(self, names: Collection[str] | None = None) -> int:
         """Number of parameters of all modules, or of those named."""
         return sum(count for name, count in self.parameters.items() if names is None or name in names)
+
+    def largest(self, names: Collection[str]) -> int:
+        """Number of values of the largest tensor of the modules named."""
+        return max((math.prod(shape) for name in names for shape in self.shapes[name].values()), default=0)
 
     def layers(self, module: str) -> int:
         """Number of layers of a text encoder."""

@@ -33,6 +33,8 @@ enable_bucket bool false
 flip_aug bool false
 full_bf16 bool false
 full_fp16 bool false
+fused_backward_pass bool false
+fused_optimizer_groups int null
 gradient_accumulation_steps int 1
 gradient_checkpointing bool false
 highvram bool false
@@ -227,8 +229,6 @@ zero3_save_16bit_model bool false
 zero_stage int 2 0|1|2|3
 # fast and small
 dynamo_backend str "inductor" eager|aot_eager|inductor|aot_ts_nvfuser|nvprims_nvfuser|cudagraphs|ofi|fx2trt|onnxrt|tensort|ipex|tvm
-fused_backward_pass bool false
-fused_optimizer_groups int null
 torch_compile bool false
 # sd-scripts 0.10 and 0.11
 compile bool false
@@ -297,6 +297,7 @@ scheduled_sampling_reflexflow_beta1 float 10.0
 scheduled_sampling_reflexflow_beta2 float 1.0
 """  # noqa: E501
 OUR_OWN = (
+    *("bf16_rounding", "fused_backward_clipping", "offload_optimizer"),
     *("dry_run", "strict", "write_inference_yaml", "data_backend_config", "class_tokens", "num_repeats"),
     *("data_cache_dir", "alpha_color", "caption_encoding", "mask_floor", "mask_invert", "mask_normalise"),
     *("cache_format", "multires_noise_scaling", "timestep_bias_strategy", "timestep_bias_multiplier"),
@@ -352,7 +353,7 @@ KNOWN = rows(THIS_VERSION) | rows(LATER_VERSIONS)
 
 
 def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> None:
-    assert len(rows(THIS_VERSION)) == 192 and len(rows(LATER_VERSIONS)) == 78
+    assert len(rows(THIS_VERSION)) == 194 and len(rows(LATER_VERSIONS)) == 76
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *OUR_OWN}
     assert set(FUTURE_FLAGS) == set(rows(LATER_VERSIONS))

@@ -93,6 +93,10 @@ SAID: Mapping[str, Callable[[Values], bool]] = {
     **dict.fromkeys(("preview_decoder", "preview_tae", "preview_target"), _with("validation_preview_steps")),
     **dict.fromkeys(("validation_split", "validate_every_n_steps", "validate_every_n_epochs"), _always),
     **dict.fromkeys(("keep_best", "early_stop"), _always),
+    # how weights are updated
+    **dict.fromkeys(("fused_backward_pass", "fused_optimizer_groups"), _always),
+    "fused_backward_clipping": _with("fused_backward_pass", "fused_optimizer_groups"),
+    "bf16_rounding": lambda values: bool(values["full_bf16"]) and values["bf16_rounding"] != "nearest",
     # machine
     **dict.fromkeys(("mixed_precision", "full_fp16", "full_bf16"), _always),
     **dict.fromkeys(("xformers", "diffusers_xformers", "sdpa", "mem_eff_attn"), _always),

@@ -295,8 +295,11 @@ def _own_costs(
         saved = 0 if facts.quantisation is None else facts.quantisation.bytes_saved(per_parameter.frozen_copy)
         costs = count_adapter_costs(sizes, *values, per_parameter, peak_files, outputs.directory)
         costs = replace(costs, weights=costs.weights - saved)
-        return costs.with_average(adapter.delta_values * BYTES["fp32"] if averages.of_delta else 0)
-    costs = count_costs(sizes, optimization.learning_rates.modules, per_parameter, peak_files, outputs.directory)
+        costs = costs.with_average(adapter.delta_values * BYTES["fp32"] if averages.of_delta else 0)
+        return update.costs(costs, 0 if adapter.trained_parameters is None else adapter.trained_parameters, trained)
+    modules = optimization.learning_rates.modules
+    costs = count_costs(sizes, modules, per_parameter, peak_files, outputs.directory)
+    costs = update.costs(costs, sizes.largest(modules), trained)
     return costs if facts.sharding is None else costs.sharded(facts.sharding.world)
 
 

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from library.training.backward import Backward, WholeBackward
 from library.training.optim.clipping import clip_gradients, joined_norm, norms_of, scale_gradients
-from library.training.update.stepping import AT_ONCE, Stepping
+from library.training.update.plan import AT_ONCE, UpdatePlan
+from library.training.update.stepping import Stepping
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from library.training.update.plan import UpdatePlan
 
 
 class Collected(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 from library.messages import counted
@@ -12,7 +12,11 @@ from library.training.optim.optimizer_table import OPTIMIZERS, OptimizerRow
 
 if TYPE_CHECKING:
     from library.training.optim.optimizers import OptimizerChoice
+    from library.training.plan.costs import Costs
     from library.training.plan.facts import RunFacts
+
+AT_ONCE = 2**23
+"""Values that are stepped at once: enough to keep a device busy, few enough for what is copied meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,15 @@ class UpdatePlan:
     def state_format(self, weight_bytes: int) -> int:
         """Bytes of a number in optimizer state that has the format of the stepped weights."""
         return weight_bytes if self.rounding is None else 4
+
+    def costs(self, whole: Costs, largest: int, weight_bytes: int) -> Costs:
+        """The costs of a run on its device, made of those of one that does not fuse or offload. `largest`: values of
+        the largest weight."""
+        gradients = whole.gradients
+        if self.fuses:
+            held = AT_ONCE * weight_bytes if not self.groups else gradients // self.groups
+            gradients = min(gradients, held + largest * weight_bytes)
+        return replace(whole, gradients=gradients, optimizer=0 if self.offloads else whole.optimizer)
 
     def describe(self) -> Iterator[str]:
         """Lines for the plan."""

@@ -18,15 +18,11 @@ from torch import nn
 
 from library.training.optim.optimizers import ExactState, allocate_state
 from library.training.update.offload import OffloadedState, is_moved
+from library.training.update.plan import AT_ONCE, UpdatePlan
 from library.training.update.rounding import Kahan, Nearest, Rounding, Stochastic
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
-
-    from library.training.update.plan import UpdatePlan
-
-AT_ONCE = 2**23
-"""Values that are stepped at once: enough to keep a device busy, few enough for what is copied meanwhile."""
 
 
 @dataclass

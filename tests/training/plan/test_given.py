@@ -113,6 +113,8 @@ COMPANIONS: dict[str, dict[str, object]] = {
     "keep_best": {"validation_split": 0.4},
     "early_stop": {"validation_split": 0.4},
     "full_bf16": {"mixed_precision": "bf16"},
+    "bf16_rounding": {"mixed_precision": "bf16", "full_bf16": True},
+    "fused_backward_clipping": {"fused_backward_pass": True},
     "full_fp16": {"mixed_precision": "fp16"},
     "use_safetensors": {"use_safetensors": None},
     "learning_rate": {"learning_rate": None},
