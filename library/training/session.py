@@ -146,9 +146,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
             batches=loader.batches,
             due=after.due(on_writer),
             duration=facts.duration,
-            backward=build_backward(
-                run.accelerator, wrapped_optimizer, stepping, plan.optimization.update, options.optimizer.max_grad_norm
-            ),
+            backward=build_backward(run.accelerator, wrapped_optimizer, stepping, plan.optimization.update),
             gradients=build_gradients(trainable.parts, run.processes, options.processes, sharded=shards is not None),
             record=curve.add,
             measured=loss.measured,

@@ -30,7 +30,9 @@ CASES = {
         "learning_rate_te": 1e-4,
     },
     "text encoder already stopped": {"stop_text_encoder_training": 1, "caption_dropout_rate": 0.3, "noise_offset": 0.1},
-    "bf16 weights": {"mixed_precision": "bf16", "full_bf16": True, "min_snr_gamma": 5},
+    "bf16 weights, fused": {
+        "mixed_precision": "bf16", "full_bf16": True, "min_snr_gamma": 5, "fused_optimizer_groups": 3,
+    },
     "rollout": {
         "scheduled_sampling_max_step_offset": 2, "scheduled_sampling_stride": "inference",
         "scheduled_sampling_probability": 0.8, "scheduled_sampling_ramp_steps": 5, "ip_noise_gamma": 0.1,

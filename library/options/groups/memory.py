@@ -54,6 +54,7 @@ class MemoryOptions:
         "How max_grad_norm clips in a fused backward pass: by the global norm, or each tensor by its own, as "
         "sd-scripts does, without a second pass.",
         choices=("global", "tensor"),
+        may_change_on_resume=True,
     )
     offload_optimizer: bool = flag(
         False,

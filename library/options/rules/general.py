@@ -15,6 +15,7 @@ from library.options.rules import objective as objective_rules
 from library.options.rules import preservation as preservation_rules
 from library.options.rules import rollout as rollout_rules
 from library.options.rules import text_encoders as text_encoder_rules
+from library.options.rules import update as update_rules
 from library.options.rules.rule_kinds import (
     Condition,
     Excludes,
@@ -199,12 +200,6 @@ EXCLUDES = (
         "keep the one that matches --mixed_precision",
     ),
     Excludes(
-        ("fused_backward_pass",),
-        "fused_optimizer_groups",
-        "both update the weights during the backward pass",
-        "keep one of the two; fused_backward_pass needs less memory",
-    ),
-    Excludes(
         ("use_8bit_adam",),
         "use_lion_optimizer",
         "they name two different optimizers",
@@ -224,6 +219,7 @@ EXCLUDES = (
     ),
     *adapter_rules.EXCLUDES,
     *averaging_rules.EXCLUDES,
+    *update_rules.EXCLUDES,
 )
 
 # Order matters: a row sees the changes of the rows before it.
@@ -383,16 +379,11 @@ NO_EFFECT = (
         is_one_of("save_model_as", "diffusers", "diffusers_safetensors"),
         "a diffusers folder does not need it",
     ),
-    NoEffect("bf16_rounding", off("full_bf16"), "weights are not bf16 (full_bf16 is not set)"),
-    NoEffect(
-        "fused_backward_clipping",
-        off("fused_backward_pass", "fused_optimizer_groups"),
-        "the backward pass is not fused (fused_backward_pass is not set)",
-    ),
     *hub_rules.NO_EFFECT,
     *text_encoder_rules.NO_EFFECT,
     *adapter_rules.NO_EFFECT,
     *averaging_rules.NO_EFFECT,
+    *update_rules.NO_EFFECT,
     *block_rules.NO_EFFECT,
     *objective_rules.NO_EFFECT,
     *rollout_rules.NO_EFFECT,

@@ -202,18 +202,16 @@ class FusedBackward:
         return joined_norm(norms) if norms else None
 
 
-def build_backward(
-    accelerator: Accelerator, optimizer: Any, stepping: Stepping, plan: UpdatePlan, max_grad_norm: float
-) -> Backward:
+def build_backward(accelerator: Accelerator, optimizer: Any, stepping: Stepping, plan: UpdatePlan) -> Backward:
     """The backward pass of a run. `optimizer`: accelerate's."""
     if not plan.fuses:
-        return WholeBackward(accelerator, optimizer, max_grad_norm)
+        return WholeBackward(accelerator, optimizer, plan.max_grad_norm)
     return FusedBackward(
         accelerator,
         optimizer,
         stepping,
         ByGroup(stepping.parameters, plan.groups) if plan.groups else BySize(),
-        max_grad_norm,
+        plan.max_grad_norm,
         two_passes=plan.two_passes,
         by_tensor=plan.clips_by_tensor,
     )

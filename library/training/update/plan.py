@@ -21,11 +21,13 @@ AT_ONCE = 2**23
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """`fuses`: weights are updated during the backward pass, in `groups` groups (0: each as soon as it can be), with
-    `two_passes` where all gradients must be known before; `clips_by_tensor`: each gradient by its own norm. `rounding`:
-    of bfloat16 weights stepped as float32; None: the weights are stepped as they are. `offloads`: the optimizer's state
-    is in main memory. `per_tensor`: see OptimizerRow. `casts_state`: its state has the format of the weights."""
+    """`max_grad_norm`: what gradients are clipped to; 0: they are not. `fuses`: weights are updated during the backward
+    pass, in `groups` groups (0: each as soon as it can be), with `two_passes` where all gradients must be known before;
+    `clips_by_tensor`: each gradient by its own norm. `rounding`: of bfloat16 weights stepped as float32; None: the
+    weights are stepped as they are. `offloads`: the optimizer's state is in main memory. `per_tensor`: see
+    OptimizerRow. `casts_state`: its state has the format of the weights."""
 
+    max_grad_norm: float = 0.0
     fuses: bool = False
     groups: int = 0
     two_passes: bool = False
@@ -79,6 +81,7 @@ def decide_update(facts: RunFacts, optimizer: OptimizerChoice, mistakes: Mistake
     rounding = memory.bf16_rounding if precision.trained == "bf16" else "nearest"
     fuses = _fuses(facts, optimizer, mistakes, notes)
     return UpdatePlan(
+        max_grad_norm=limit,
         fuses=fuses,
         groups=memory.fused_optimizer_groups or 0 if fuses else 0,
         two_passes=fuses and ((limit > 0 and not by_tensor) or skips > 0),

@@ -1,7 +1,8 @@
-"""A fused backward pass is the step with all gradients, bit for bit, for every optimizer that steps tensor by tensor."""
+"""A fused backward pass is the step with all gradients, bit for bit, for every optimizer that steps by tensor."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,10 +40,12 @@ class Trained:
         self.toy = Toy(options(name), dtype)
         self.stepping = build_stepping(self.toy.optimizer, plan, seed=7)
         self.stepping.allocate()
-        self.backward = build_backward(ACCELERATOR, self.toy.optimizer, self.stepping, plan, limit)
+        plan = replace(plan, max_grad_norm=limit)
+        self.backward = build_backward(ACCELERATOR, self.toy.optimizer, self.stepping, plan)
         self.alive: list[int] = []  # values in gradients, each time that one more is complete
-        for weight in self.toy.weights():
-            weight.register_post_accumulate_grad_hook(lambda _: self.alive.append(self.gradients()))  # type: ignore[no-untyped-call]
+        weights: Any = self.toy.weights()
+        for weight in weights:
+            weight.register_post_accumulate_grad_hook(lambda _: self.alive.append(self.gradients()))
 
     def gradients(self) -> int:
         return sum(weight.numel() for weight in self.toy.weights() if weight.grad is not None)
@@ -114,8 +117,8 @@ def test_each_tensor_by_its_own_norm_is_what_sd_scripts_do() -> None:
     for by_tensor, expected in ((False, (0.995037, 0.0995037)), (True, (1.0, 0.2))):
         weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
         optimizer = torch.optim.SGD(weights, lr=1.0)
-        plan = UpdatePlan(fuses=True, two_passes=not by_tensor, clips_by_tensor=by_tensor)
-        backward = build_backward(ACCELERATOR, optimizer, build_stepping(optimizer, plan, 0), plan, 1.0)
+        plan = UpdatePlan(1.0, fuses=True, two_passes=not by_tensor, clips_by_tensor=by_tensor)
+        backward = build_backward(ACCELERATOR, optimizer, build_stepping(optimizer, plan, 0), plan)
         backward.add(2 * weights[0].sum() + 0.2 * weights[1].sum())
         assert backward.finish(backward.measure(weights, 1.0))
         assert [-weight.item() for weight in weights] == pytest.approx(expected, rel=1e-5)

@@ -34,9 +34,8 @@ def test_fused_is_unfused_and_either_resumes_the_other(
     assert fused.code == 0, fused.err
     assert fused.losses == whole.losses
     state = "dog-step00000002-state"
-    groups = run(
-        world.arguments(tmp_path / "groups", **FLAGS, resume=tmp_path / "whole" / state, fused_optimizer_groups=5), capsys
-    )
+    resumed = {"resume": tmp_path / "whole" / state, "fused_optimizer_groups": 5}
+    groups = run(world.arguments(tmp_path / "groups", **FLAGS, **resumed), capsys)
     again = run(world.arguments(tmp_path / "again", **FLAGS, resume=tmp_path / "fused" / state), capsys)
     assert groups.code == 0 and again.code == 0, groups.err + again.err
     for name in ("dog.safetensors", "dog_ema.safetensors"):

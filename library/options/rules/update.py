@@ -1,0 +1,23 @@
+"""Rules of the flags that say how weights are updated."""
+
+from __future__ import annotations
+
+from library.options.rules.rule_kinds import Excludes, NoEffect, off
+
+EXCLUDES = (
+    Excludes(
+        ("fused_backward_pass",),
+        "fused_optimizer_groups",
+        "both update the weights during the backward pass",
+        "keep one of the two; fused_backward_pass needs less memory",
+    ),
+)
+
+NO_EFFECT = (
+    NoEffect("bf16_rounding", off("full_bf16"), "weights are not bf16 (full_bf16 is not set)"),
+    NoEffect(
+        "fused_backward_clipping",
+        off("fused_backward_pass", "fused_optimizer_groups"),
+        "the backward pass is not fused (fused_backward_pass is not set)",
+    ),
+)
