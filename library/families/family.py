@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from library.checkpoints.adapter_key_names import AdapterPart
     from library.checkpoints.header import Header
+    from library.footprint.model import Footprint
     from library.objective.process import ForwardProcess, Prediction
 
 Conditioning = Mapping[str, "Tensor"]
@@ -282,7 +283,8 @@ class Family:
     parameter of the backbone, 0 to `blocks` - 1. `not_quantised`: by module, regular expressions for the beginning of
     the names of weights that stay as they are when the others are quantised. `shard_units`: by module, regular
     expressions for the names of the blocks that are whole one after the other in a sharded run. `adapter_names`: naming
-    scheme of backbone layers in adapter files. `variant`: data private to the family.
+    scheme of backbone layers in adapter files. `footprint`: the passes of its modules over shapes, by which the plan
+    predicts memory. `variant`: data private to the family.
     """
 
     name: str
@@ -312,6 +314,7 @@ class Family:
     block_of: Callable[[str], int] | None = None
     blocks: int = 0
     adapter_names: Literal["diffusers", "original"] = "diffusers"
+    footprint: Footprint | None = None
     variant: Any = None
 
     @property

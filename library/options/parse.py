@@ -58,6 +58,10 @@ ADAPTERS = _training("train_network.py", "train_network.py")
 SDXL = _training("sdxl_train.py", "train_db.py", _TEXT_ENCODER_OFF)
 SDXL_ADAPTERS = _training("sdxl_train_network.py", "train_network.py")
 FINE_TUNING = _training("fine_tune.py", "train_db.py", _TEXT_ENCODER_OFF)
+PROGRAMS: Mapping[str, Program] = MappingProxyType(
+    {program.name: program for program in (DREAMBOOTH, ADAPTERS, SDXL, SDXL_ADAPTERS, FINE_TUNING)}
+)
+"""The training programs by the file that users start."""
 
 
 @dataclass(frozen=True)

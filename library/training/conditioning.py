@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 MOST_IN_MEMORY = 4096  # captions: 1 GB of SD1's hidden states in float32
 MOST_ON_DISK = 65536
-FEW_CAPTIONS = 128  # captions, cached even without the flag: 30 MB, and seconds even on a CPU
 
 
 @dataclass

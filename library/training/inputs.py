@@ -14,13 +14,13 @@ from torch import nn
 from library.data import retries
 from library.data.cache import latent_cache
 from library.data.cache.text_cache import TextCacheBuild, build_text_cache, texts_of
-from library.data.captions import vary_with_seed
 from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.data.scan.dataset_specs import cache_folder
 from library.objective.masking import MaskSettings
 from library.runtime.processes import ALONE, Processes
-from library.training.conditioning import FEW_CAPTIONS, MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
+from library.training.conditioning import MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
+from library.training.plan.ahead import captions_are_fixed, encodes_captions_ahead
 from library.training.validation.plan import validation_captions
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def encode_captions_ahead(
     """
     by_flag = facts.options.cache.cache_text_encoder_outputs
     frozen = trainable.active.isdisjoint(facts.base_model.family.text_encoders)
-    if not by_flag and not (frozen and _captions_are_few(facts.images, conditioner)):
+    if not encodes_captions_ahead(facts, frozen=frozen):
         return False
     texts, complete = captions_to_encode(facts, dataset)
     built = encode_captions(facts, texts, conditioner, ranks=ranks, progress=by_flag)
@@ -125,24 +125,10 @@ def encode_captions_ahead(
     return complete
 
 
-def _captions_are_few(images: Images, conditioner: Conditioner) -> bool:
-    """Whether a few fixed captions are all that occur. The length of the run must not matter: a run that is extended
-    would compute differently from a long one."""
-    if not conditioner.tokenize.padded or not _captions_are_fixed(images):
-        return False
-    return len({record.caption for record in images.records}) <= FEW_CAPTIONS
-
-
-def _captions_are_fixed(images: Images) -> bool:
-    """Whether every image has the same caption in all epochs."""
-    settings = [subset.captions for subset in images.scan.subsets]
-    return not any(vary_with_seed(caption) or caption.dropout_every_n_epochs for caption in settings)
-
-
 def captions_to_encode(facts: RunFacts, dataset: TrainingDataset) -> tuple[list[str], bool]:
     """The distinct captions that are encoded before training, and whether these are all."""
     limit = MOST_ON_DISK if facts.options.cache.cache_text_encoder_outputs_to_disk else MOST_IN_MEMORY
-    epochs = 1 if _captions_are_fixed(facts.images) else facts.duration.epochs
+    epochs = 1 if captions_are_fixed(facts.images) else facts.duration.epochs
     requests = (request for epoch in range(1, epochs + 1) for request in facts.order.requests(epoch))
     texts, complete = texts_of(dataset.texts(requests), limit)
     # these come last, so that the others are in the same batches with and without them

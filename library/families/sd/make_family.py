@@ -15,6 +15,7 @@ from library.families.clip.tokenizer import ClipTokenizer, cached_tokenizer
 from library.families.family import Family, LatentSpace, Model, PartSizes, Tokenizer
 from library.families.sd import vae
 from library.families.sd.checkpoint_parts import split_checkpoint
+from library.families.sd.passes import footprint_of
 from library.families.sd.variant import recognise
 from library.objective.process import VariancePreserving
 
@@ -63,6 +64,7 @@ def make_family(variant: Variant, latent: LatentSpace, **facts: Any) -> Family:
         text_encoders=tuple(text.name for text in variant.texts),
         not_quantised={"unet": _NOT_QUANTISED_UNET} | {text.name: _NOT_QUANTISED_TEXT for text in variant.texts},
         shard_units={"unet": _UNET_BLOCKS} | {text.name: _TEXT_BLOCKS for text in variant.texts},
+        footprint=footprint_of(variant),
         variant=variant,
         **facts,
     )

@@ -55,14 +55,19 @@ class RunFacts:
 
 
 def decide_facts(
-    parsed: Parsed, seed: int, mistakes: Mistakes, notes: list[str], launch: Launch = ALONE
+    parsed: Parsed,
+    seed: int,
+    mistakes: Mistakes,
+    notes: list[str],
+    launch: Launch = ALONE,
+    machine: Machine | None = None,
 ) -> RunFacts | None:
-    """Inspect the machine, the checkpoint and the images.
+    """Inspect the machine, unless a run on another `machine` is planned, the checkpoint and the images.
 
     None, with mistakes added, if there is no usable checkpoint or no usable image.
     """
     options = parsed.options
-    machine = describe_machine()
+    machine = machine or describe_machine()
     if machine.is_cpu:
         share_one_arena()  # images are read in threads
     sharding = read_sharding(os.environ, launch, mistakes, notes)

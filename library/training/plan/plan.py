@@ -16,6 +16,7 @@ from library.objective.rollout import RolloutSettings
 from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
+from library.runtime.device import Machine
 from library.runtime.launch import ALONE, Launch
 from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
@@ -33,6 +34,8 @@ from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import BytesPerParameter, Costs, PeakFiles, count_adapter_costs, count_costs
 from library.training.plan.duration import Duration
 from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
+from library.training.plan.memory.predict import RunShape, predict_memory
+from library.training.plan.memory.prediction import Prediction
 from library.training.plan.identity import dataset_file, description_of, identity_of
 from library.training.plan.never_reached import notes_on_never_reached
 from library.training.plan.processes import check_static_graph
@@ -40,7 +43,7 @@ from library.training.plan.resume import AUTO, check_continuation, decide_resume
 from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_writable_paths, write_problem
 from library.training.preservation.base_plan import BasePlan, decide_base
-from library.training.preview.plan import PreviewPlan, check_prompts, plan_preview
+from library.training.preview.plan import PreviewPlan, check_prompts, drawn_size, plan_preview
 from library.training.preview.refiner_plan import decide_refiner
 from library.training.preview.so_far_plan import decide_so_far
 from library.training.saving.loss_curve import decide_curve
@@ -71,6 +74,7 @@ class Plan:
     base: BasePlan | None
     blocks: BlocksPlan
     costs: Costs
+    memory: Prediction | None
     workers: int
     description: Description
     resume: SavedState | None
@@ -89,14 +93,15 @@ class Plan:
         return self.preview is not None or self.evaluation is not None
 
 
-def decide(parsed: Parsed, launch: Launch = ALONE) -> Plan:
-    """Make the plan of a run from its parsed options. Raises UserError with all mistakes of the run."""
+def decide(parsed: Parsed, launch: Launch = ALONE, machine: Machine | None = None) -> Plan:
+    """Make the plan of a run from its parsed options. `machine`: plan for it instead of this one. Raises UserError with
+    all mistakes of the run."""
     parsed.check_complete()
     options, mistakes, notes = parsed.options, Mistakes(parsed.mistakes), list(parsed.notes)
 
     # Independent decisions first, so that one run reports as many mistakes as possible.
     resume = decide_state(options, mistakes, notes)
-    facts = decide_facts(parsed, decide_seed(options, resume, launch), mistakes, notes, launch)
+    facts = decide_facts(parsed, decide_seed(options, resume, launch), mistakes, notes, launch, machine)
     base = None if facts is None else facts.base_model
     optimizer = decide_optimizer(options, facts, mistakes, notes)
     adapter = decide_adapter(options.adapter, base, resume, mistakes, notes)
@@ -141,6 +146,7 @@ def decide(parsed: Parsed, launch: Launch = ALONE) -> Plan:
         base=base_copy,
         blocks=blocks,
         costs=costs,
+        memory=predict_memory(RunShape(facts, optimization, adapter, averages, base_copy, costs, drawn_size(preview))),
         workers=decide_workers(facts, notes),
         description=description,
         resume=resume,

@@ -20,6 +20,7 @@ from library.training.plan.duration import PASSES_OF_A_SAMPLE
 from library.training.plan.facts import RunFacts
 from library.training.plan.given import dataset_settings, given_options, subset_settings
 from library.training.plan.images import Images, SubsetCount
+from library.training.plan.memory.describe import memory_lines
 from library.training.plan.plan import Plan
 from library.training.plan.processes import describe_processes
 from library.training.preview.plan import PreviewPlan
@@ -331,26 +332,9 @@ def _quantisation(facts: RunFacts) -> Iterator[str]:
 
 
 def _memory(plan: Plan) -> Iterator[str]:
-    costs = plan.costs
     yield from plan.blocks.lines()
-    if plan.facts.sharding is not None:
-        yield from plan.facts.sharding.describe(costs)
-    if plan.adapter is not None and plan.adapter.layers is None:  # known only after it is made
-        yield f"{readable_bytes(costs.weights)} for the weights of the base model"
-        yield "parameters and file size of the adapter are reported after it is created"
-        return
-    yield (
-        f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
-        f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
-        + (f", EMA {readable_bytes(costs.average)}" if costs.average else "")
-        + (f", base {readable_bytes(costs.base)}" if costs.base else "")
-    )
-    free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
-    files = costs.files
-    snapshots = f", {counted(files.snapshots, 'snapshot')} as large" if files.snapshots else ""
-    states = f" and {counted(files.states, 'state')} of {readable_bytes(costs.state_folder)}" if files.states else ""
-    models = f"{counted(files.models, 'model')} of {readable_bytes(costs.model_file)}"
-    yield f"disk: up to {readable_bytes(costs.disk)}{free}: {models}{snapshots}{states}"
+    is_unknown = plan.adapter is not None and plan.adapter.layers is None
+    yield from memory_lines(plan.costs, plan.memory, plan.facts, is_unknown=is_unknown)
 
 
 def _files(plan: Plan) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -109,6 +110,17 @@ def plan_preview(
         defaults=replace(DEFAULTS, width=width, height=height, sampler=chosen.sample_sampler),
         refined=refined,
     )
+
+
+def drawn_size(plan: PreviewPlan | None) -> tuple[int, int] | None:
+    """The size of the largest image that is drawn, (width, height); None if none is."""
+    if plan is None:
+        return None
+    try:
+        requests = read_requests(plan)
+    except UserError:
+        requests = ()  # the file is gone since it was checked, and is read again when images are due
+    return max(((one.width, one.height) for one in requests), key=math.prod, default=(plan.defaults.width, plan.defaults.height))
 
 
 def _is_on(options: TrainOptions) -> bool:

@@ -151,11 +151,11 @@ def test_captions_of_a_frozen_text_encoder_are_encoded_once(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without being asked, and to the same result as on the way but for the last bits."""
-    from library.training import inputs
+    from library.training.plan import ahead
 
     flags = {"network_train_unet_only": True, "gradient_accumulation_steps": None}
     once = train(world, tmp_path / "once", capsys, **flags)
-    monkeypatch.setattr(inputs, "FEW_CAPTIONS", 0)
+    monkeypatch.setattr(ahead, "FEW_CAPTIONS", 0)
     each = train(world, tmp_path / "each", capsys, **flags)
     assert once.losses == pytest.approx(each.losses, rel=1e-5)
 

@@ -1,0 +1,63 @@
+"""Predict the memory of a training run without the run and without a card.
+
+    python tools/estimate_memory.py -- train_network.py --pretrained_model_name_or_path model.safetensors ...
+
+Behind `--` stands the command as it would be run. The prediction is counted from the shapes in the model's header.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from library.options.flag import flag
+from library.options.mistakes import Mistake, UserError
+from library.options.parse import PROGRAMS, parse
+from library.options.tool_command import Tool, run_tool
+
+USAGE = "python tools/estimate_memory.py [--cpu] -- train_network.py --pretrained_model_name_or_path ..."
+
+
+@dataclass(frozen=True)
+class EstimateOptions:
+    """Where the run would compute."""
+
+    cpu: bool = flag(False, "Predict for the CPU. Not set = for this machine's card, or if it has none for a CUDA card.")
+
+
+def estimate(command: list[str], options: EstimateOptions) -> None:
+    """Print the moments of the run that need the most memory, part by part. Raises UserError."""
+    from library.training.plan.memory.describe import table
+    from library.training.plan.memory.machine import planned_machine
+    from library.training.plan.plan import decide
+
+    name = Path(command[0]).name if command else ""
+    if name not in PROGRAMS:
+        known = ", ".join(PROGRAMS)
+        what = f"{name} is not a training program" if name else "no command"
+        raise UserError([Mistake(what, f"write -- and the command that you would run: one of {known}, and its flags")])
+    machine = planned_machine(cpu=options.cpu)
+    plan = decide(parse(command[1:], PROGRAMS[name]), machine=machine)
+    print(f"{machine.name}; {plan.facts.base_model.family.title}")
+    if plan.memory is None:
+        print("the memory of this run cannot be told before it is made: it is sharded, or its network module is not ours")
+        return
+    for line in table(plan.memory, machine):
+        print(line)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the tool and return its exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    place = next((index for index, word in enumerate(words) if word == "--" or word.endswith(".py")), len(words))
+    command = [word for word in words[place:] if word != "--"]
+    tool = Tool("Predict the memory of a training run.", USAGE, EstimateOptions, partial(estimate, command))
+    return run_tool(tool, words[:place])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
