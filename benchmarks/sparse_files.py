@@ -1,5 +1,5 @@
-"""Files of full-size models that hold no weights: names and shapes in the header, and a hole in place of the values. They
-take no room on the disk, and plans can be made of them.
+"""Files of full-size models that hold no weights: names and shapes in the header, and a hole in place of the values.
+They take no room on the disk, and plans can be made of them.
 
     python benchmarks/sparse_files.py sd1 sd2 sdxl --folder DIR
 """

@@ -50,7 +50,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.watch": ("library.watch", "library.options", "library.training.events"),
     **dict.fromkeys(CALLED_SO, ("tools",)),
     "networks": ("networks", "library.checkpoints"),
+    "library.footprint": ("library.footprint",),
     "library.families": (
+        "library.footprint",
         "library.families", "library.options", "library.checkpoints", "library.objective.process", "library.data.batch",
         "library.runtime.imports",
     ),
@@ -76,7 +78,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "library.training": (
         "library.training", "library.options", "library.checkpoints", "library.runtime", "library.objective",
         "library.data", "library.sampling", "library.evaluation", "library.families.registry",
-        "library.families.family", "library.families.empty_text", "networks",
+        "library.families.family", "library.families.empty_text", "library.footprint", "networks",
     ),
     "train_": ("library.options", "library.training", "library.families.family", "networks.registry"),
     **{name: ("library.options", "library.training", *recipes) for name, recipes in LIKE.items()},
@@ -97,6 +99,7 @@ PACKAGES = {
     "library.checkpoints": {"torch", "safetensors"},
     "library.runtime": {"torch", "tqdm"},
     "library.objective": {"torch"},
+    "library.footprint": set(),
     "networks": {"torch"},
     "set_up": set(),
 }
@@ -112,6 +115,8 @@ INSTANT = (
     "library/data/buckets.py",
     "library/families/family.py",
     "library/families/registry.py",
+    "library/footprint*",
+    "library/training/plan/memory*",
     "library/families/sd/sd.py",
     "library/mask_making/plan.py",
     "library/runtime/device.py",

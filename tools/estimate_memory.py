@@ -26,7 +26,7 @@ USAGE = "python tools/estimate_memory.py [--cpu] -- train_network.py --pretraine
 class EstimateOptions:
     """Where the run would compute."""
 
-    cpu: bool = flag(False, "Predict for the CPU. Not set = for this machine's card, or if it has none for a CUDA card.")
+    cpu: bool = flag(False, "Predict for the CPU. Not set = for this machine's card, or a CUDA card if it has none.")
 
 
 def estimate(command: list[str], options: EstimateOptions) -> None:
@@ -44,7 +44,7 @@ def estimate(command: list[str], options: EstimateOptions) -> None:
     plan = decide(parse(command[1:], PROGRAMS[name]), machine=machine)
     print(f"{machine.name}; {plan.facts.base_model.family.title}")
     if plan.memory is None:
-        print("the memory of this run cannot be told before it is made: it is sharded, or its network module is not ours")
+        print("this cannot be told before the run: it is sharded, or the layers of its network module are not known")
         return
     for line in table(plan.memory, machine):
         print(line)

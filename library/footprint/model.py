@@ -15,10 +15,12 @@ Conditions = Mapping[str, Tensor]
 
 
 class EncodeTextOver(Protocol):
-    """Encode ids (n, chunks, L) by text encoder to the conditioning. `skipped`: last layers that --clip_skip leaves out,
-    where it has an effect."""
+    """Encode ids (n, chunks, L) by text encoder to the conditioning. `skipped`: last layers that --clip_skip leaves
+    out, where it has an effect."""
 
-    def __call__(self, encoders: Mapping[str, Module], ids: Mapping[str, Tensor], *, skipped: int = 0) -> Conditions: ...
+    def __call__(
+        self, encoders: Mapping[str, Module], ids: Mapping[str, Tensor], *, skipped: int = 0
+    ) -> Conditions: ...
 
 
 class PredictOver(Protocol):
@@ -30,7 +32,7 @@ class PredictOver(Protocol):
 class TransformOver(Protocol):
     """Pixels (n, 3, H, W) to latents by a VAE, or back."""
 
-    def __call__(self, vae: Module, values: Tensor) -> Tensor: ...
+    def __call__(self, vae: Module, values: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)

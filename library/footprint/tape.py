@@ -1,5 +1,5 @@
-"""Operations on shapes, which leave in memory what torch's autograd leaves: outputs, tensors saved for the backward pass,
-gradients. No torch, no values: a forward and a backward pass of a U-Net take some milliseconds.
+"""Operations on shapes, which leave in memory what torch's autograd leaves: outputs, tensors saved for the backward
+pass, gradients. No torch, no values: a forward and a backward pass of a U-Net take tens of milliseconds.
 
 Lifetimes are those of Python's references, as in torch: a tensor that a model's forward pass still names is alive. What
 follows torch's engine is stated where it does.
@@ -77,9 +77,7 @@ class Node:
 
     __slots__ = ("edges", "extra", "frame", "number", "saved")
 
-    def __init__(
-        self, number: int, edges: list[Edge], saved: list[Block], extra: int
-    ) -> None:
+    def __init__(self, number: int, edges: list[Edge], saved: list[Block], extra: int) -> None:
         self.number, self.edges, self.saved, self.extra = number, edges, saved, extra
         self.frame: Frame | None = None
 
@@ -136,7 +134,7 @@ class Tape:
         """A tensor that needs no gradient: a batch, noise, ids."""
         return Tensor(shape, width, self.ledger.allocate(math.prod(shape) * width))
 
-    def op(
+    def op(  # noqa: PLR0913 - independent facts about an operation, passed by name
         self,
         inputs: Sequence[Operand],
         shape: Shape,
@@ -145,16 +143,15 @@ class Tape:
         keeps: Sequence[Operand] = (),
         keeps_output: bool = False,
         keeps_more: int = 0,
-        extra: int = 0,
         backward_extra: int = 0,
         shares: bool = False,
         view: bool = False,
     ) -> Tensor:
         """The output of an operation, and its record.
 
-        `keeps`: inputs saved for the backward pass, with the output or `keeps_more` bytes. `extra`,
-        `backward_extra`: bytes needed only meanwhile. `shares`: the gradient of the output is that of the inputs.
-        `view`: the output lies in the memory of the first input.
+        `keeps`: inputs saved for the backward pass, with the output or `keeps_more` bytes. `backward_extra`: bytes
+        needed only during that. `shares`: the gradient of the output is that of the inputs. `view`: the output lies in
+        the memory of the first input.
         """
         needs = self.mode != "off" and any(each.needs for each in inputs)
         saved = [each.block for each in keeps if each.block is not None] if needs else []
@@ -162,8 +159,6 @@ class Tape:
         if first:
             self._computed_again(saved)
         block = inputs[0].block if view else self.ledger.allocate(math.prod(shape) * width)
-        if extra:
-            self.ledger.allocate(extra)
         output = Tensor(shape, width, block, needs=needs)
         if not needs:
             return output
@@ -179,8 +174,8 @@ class Tape:
         return output
 
     def _computed_again(self, saved: list[Block]) -> None:
-        """Collect what an operation saves while a frame is computed again. It stops before the last operation that saves
-        computes, as torch's checkpoint does (early_stop)."""
+        """Collect what an operation saves while a frame is computed again. This stops before the last operation that
+        saves computes, as torch's checkpoint does (early_stop)."""
         if self.mode == "again":
             self._again.append(list(saved))
             if len(self._again) == self._wanted:
@@ -263,9 +258,7 @@ class Tape:
         while queue:
             self._send(*self._one_back(heapq.heappop(queue)[1], waiting), waiting, queue)
 
-    def _one_back(
-        self, node: Node, waiting: dict[Node, dict[int, Gradient]]
-    ) -> tuple[list[Edge], list[Gradient]]:
+    def _one_back(self, node: Node, waiting: dict[Node, dict[int, Gradient]]) -> tuple[list[Edge], list[Gradient]]:
         edges = node.edges
         return edges, self._run(node, waiting.pop(node))
 
@@ -295,9 +288,7 @@ class Tape:
                 self._compute_again(node.frame)
             node.frame = None
         first = next(iter(incoming.values()))
-        results = [
-            Gradient(first.block if same else self.ledger.allocate(nbytes)) for _, _, nbytes, same in node.edges
-        ]
+        results = [Gradient(first.block if same else self.ledger.allocate(nbytes)) for _, _, nbytes, same in node.edges]
         if node.extra:
             self.ledger.allocate(node.extra)
         node.saved, node.edges = [], []

@@ -34,9 +34,9 @@ from library.training.plan.base_model import BaseModel
 from library.training.plan.costs import BytesPerParameter, Costs, PeakFiles, count_adapter_costs, count_costs
 from library.training.plan.duration import Duration
 from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
+from library.training.plan.identity import dataset_file, description_of, identity_of
 from library.training.plan.memory.predict import RunShape, predict_memory
 from library.training.plan.memory.prediction import Prediction
-from library.training.plan.identity import dataset_file, description_of, identity_of
 from library.training.plan.never_reached import notes_on_never_reached
 from library.training.plan.processes import check_static_graph
 from library.training.plan.resume import AUTO, check_continuation, decide_resume
@@ -96,6 +96,10 @@ class Plan:
 def decide(parsed: Parsed, launch: Launch = ALONE, machine: Machine | None = None) -> Plan:
     """Make the plan of a run from its parsed options. `machine`: plan for it instead of this one. Raises UserError with
     all mistakes of the run."""
+    return _decide(parsed, launch, machine)
+
+
+def _decide(parsed: Parsed, launch: Launch, machine: Machine | None) -> Plan:
     parsed.check_complete()
     options, mistakes, notes = parsed.options, Mistakes(parsed.mistakes), list(parsed.notes)
 

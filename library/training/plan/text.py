@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from library.messages import counted, readable_bytes, shortened
+from library.messages import counted, shortened
 from library.objective.describe import describe as describe_objective
 from library.options.datasets import CaptionSettings
 from library.options.train_options import TrainOptions

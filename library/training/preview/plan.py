@@ -120,7 +120,8 @@ def drawn_size(plan: PreviewPlan | None) -> tuple[int, int] | None:
         requests = read_requests(plan)
     except UserError:
         requests = ()  # the file is gone since it was checked, and is read again when images are due
-    return max(((one.width, one.height) for one in requests), key=math.prod, default=(plan.defaults.width, plan.defaults.height))
+    sizes = [(one.width, one.height) for one in requests] or [(plan.defaults.width, plan.defaults.height)]
+    return max(sizes, key=math.prod)
 
 
 def _is_on(options: TrainOptions) -> bool:

@@ -18,9 +18,7 @@ CARDS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 80, 141)
 GB = 2**30  # as cards are sold
 
 
-def memory_lines(
-    costs: Costs, prediction: Prediction | None, facts: RunFacts, *, is_unknown: bool
-) -> Iterator[str]:
+def memory_lines(costs: Costs, prediction: Prediction | None, facts: RunFacts, *, is_unknown: bool) -> Iterator[str]:
     """Memory and disk space, for the plan. `is_unknown`: what is trained is known only after it is made."""
     yield from _costs(costs, facts, is_unknown=is_unknown)
     if prediction is not None:

@@ -8,7 +8,7 @@ from library.runtime.device import Machine, describe_machine
 
 
 def planned_machine(*, cpu: bool = False) -> Machine:
-    """This machine if it has a graphics card, else one with a CUDA card that knows bf16; with `cpu` without the card."""
+    """This machine if it has a graphics card, else one with a CUDA card that knows bf16; with `cpu` without a card."""
     here = describe_machine()
     if cpu:
         return replace(here, kind="cpu", name="CPU", memory_bytes=None, compute_capability=None)

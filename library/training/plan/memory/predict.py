@@ -1,5 +1,5 @@
-"""Predict the memory of a run from shapes, without torch: weights by format, and what the passes of the family's modules
-leave (library/footprint). Counted, not measured; tests hold it to what torch allocates."""
+"""Predict the memory of a run from shapes, without torch: weights by format, and what the passes of the family's
+modules leave (library/footprint). Counted, not measured; tests hold it to what torch allocates."""
 
 from __future__ import annotations
 
@@ -189,12 +189,12 @@ class _Prediction:
         ledger = Ledger(self.device.granularity)
         tape = self._tape(ledger)
         modules = self.modules(tape)
-        if facts.window > facts.launch.world or facts.launch.world > 1:
-            before = ledger.allocate(self.weights.gradient_bytes, "gradients")
-            if facts.launch.world == 1:
-                modules[family.backbone].tape.keep_gradients = False
+        held = []  # what is there from the beginning of the step to its end
+        if facts.window > facts.launch.world or facts.launch.world > 1:  # of batches before, or of other processes
+            held.append(ledger.allocate(self.weights.gradient_bytes, "gradients"))
+            tape.keep_gradients = facts.launch.world > 1
         if not facts.options.cache.cache_latents:
-            pixels = tape.new((samples, 3, size[1], size[0]), FULL)
+            held.append(ledger.allocate(FULL * 3 * samples * math.prod(size)))
             self._encode(ledger, samples, size)
         rows = samples * (1 + self._further_rows())
         stride = family.latent.stride

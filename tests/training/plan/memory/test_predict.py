@@ -1,0 +1,80 @@
+"""The predicted memory of a run is what its steps allocate: the whole recipe, on miniatures, counted by torch's own
+operations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train_db
+import train_network
+from library.options.parse import parse
+from library.training.loop import Loop
+from library.training.plan.memory.prediction import Prediction
+from library.training.plan.plan import decide
+from library.training.recipe import Recipe
+from tests import tiny
+from tests.footprint.counted import Counted
+from tests.training.running import World, make_world, run
+
+ADAPTER = {"network_module": "networks.lora", "network_dim": 4, "learning_rate": None, "unet_lr": 1e-3}
+RUNS: dict[str, tuple[str, Recipe, dict[str, Any]]] = {
+    "all weights": ("sd1", train_db.RECIPE, {"train_batch_size": 2, "max_grad_norm": 0}),
+    "all weights, bf16": (
+        "sd2",
+        train_db.RECIPE,
+        {"mixed_precision": "bf16", "gradient_checkpointing": True, "stop_text_encoder_training": -1},
+    ),
+    "LoRA": ("sd1", train_network.RECIPE, {**ADAPTER, "train_batch_size": 2, "cache_latents": True}),
+    "LoRA, checkpointing and bf16": (
+        "sdxl",
+        train_network.RECIPE,
+        {
+            **ADAPTER,
+            "mixed_precision": "bf16",
+            "gradient_checkpointing": True,
+            "network_train_unet_only": True,
+            "cache_latents": True,
+            "resolution": 64,
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    for family in ("sd2", "sdxl"):
+        tiny.write_single_file(root / f"{family}.safetensors", family)
+    return make_world(root)
+
+
+def predicted(arguments: list[str], recipe: Recipe) -> Prediction:
+    memory = decide(parse(arguments, recipe.program)).memory
+    assert memory is not None
+    return memory
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_step_allocates_what_was_predicted(
+    name: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, recipe, flags = RUNS[name]
+    model = world.root / f"{family}.safetensors"
+    flags = {"max_train_steps": 1, "pretrained_model_name_or_path": model, "resolution": 128, **flags}
+    arguments = world.arguments(tmp_path, **flags)
+    step = next(moment for moment in predicted(arguments, recipe).moments if moment.title == "a step")
+    counted = Counted()
+    train = Loop.train
+
+    def watched(self: Loop, progress: Any) -> Any:
+        with counted:
+            return train(self, progress)
+
+    monkeypatch.setattr(Loop, "train", watched)
+    outcome = run(arguments, capsys, recipe)
+    assert outcome.code == 0, outcome.err
+    expected = step.parts.get("activations", 0) + step.parts.get("gradients", 0)
+    assert counted.peak == pytest.approx(expected, rel=0.05)
