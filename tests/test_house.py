@@ -116,7 +116,6 @@ INSTANT = (
     "library/families/family.py",
     "library/families/registry.py",
     "library/footprint*",
-    "library/training/plan/memory*",
     "library/families/sd/sd.py",
     "library/mask_making/plan.py",
     "library/runtime/device.py",

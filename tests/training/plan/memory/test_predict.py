@@ -37,7 +37,6 @@ RUNS: dict[str, tuple[str, Recipe, dict[str, Any]]] = {
             "gradient_checkpointing": True,
             "network_train_unet_only": True,
             "cache_latents": True,
-            "resolution": 64,
         },
     ),
 }
