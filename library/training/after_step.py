@@ -77,6 +77,17 @@ class AfterStep:
         self.best.begin(progress)
         self.preview.before_training(progress)
 
+    def is_due(self, progress: Progress) -> bool:
+        """Whether anything is due by the number of steps that are finished. All processes get the same answer."""
+        step = progress.step
+        return (
+            self.snapshots.is_due(step)
+            or self.validation.is_due(step)
+            or self.evaluation.is_due(step)
+            or self.saver.is_due(step)
+            or self.preview.is_due(step)
+        )
+
     def due(self, on_writer: Callable[[DueCall], DueCall]) -> tuple[DueCall, ...]:
         """The calls after each step, in order: a state that is saved knows what was measured before. All processes
         measure and draw; files are written `on_writer`."""

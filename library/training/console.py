@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,12 +67,12 @@ class Console:
                 yield
 
     def count_step(self, average_loss: float) -> None:
-        """Advance the bar by one optimizer step and show the epoch's mean loss, as avr_loss like kohya's scripts. After
-        ten steps, say once how long the run will take."""
+        """Advance the bar by one optimizer step and show the epoch's mean loss, as avr_loss like kohya's scripts; NaN:
+        not known yet. After ten steps, say once how long the run will take."""
         bar = self._bar
         if bar is None:
             return
-        bar.update(1, avr_loss=average_loss)
+        bar.update(1, **({} if math.isnan(average_loss) else {"avr_loss": average_loss}))
         self._recent.append(bar.elapsed)
         if len(self._step_ends) < MEASURED:
             self._step_ends.append(bar.elapsed)

@@ -38,9 +38,13 @@ class LeftOut:
     _in_a_row: int = 0
     _position: int = -1  # of the last one
 
-    def count(self, unread: Sequence[Unread], window_samples: int, step: int) -> int:
-        """Count and name the samples of a window that this process could not read, and those of other ranks. Returns
-        how many samples of the window were read. All ranks must call. Raises Unreadable if too many were not."""
+    def count(self, unread: Sequence[Unread], window_samples: int, step: int, *, anywhere: int | None = None) -> int:
+        """Count and name the samples of a window that this process could not read, and those of other ranks; where
+        their number is known to all ranks, it is `anywhere`. Returns how many samples of the window were read. All
+        ranks must call. Raises Unreadable if too many were not."""
+        if anywhere == 0:
+            self.nothing_read = False
+            return window_samples
         longest = 0
         found = sorted(sample for of_rank in self.processes.gather(tuple(unread)) for sample in of_rank)
         for sample in found:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from library.objective.objective import Draws, Objective
 from library.objective.rollout import RolloutSettings
-from library.runtime.processes import Processes
 from library.sampling.samplers import make_scheduler, set_path
 from library.training.isolated_eval import isolated_eval
 from library.training.training_loss import Inputs, TrainingLoss
@@ -39,7 +38,6 @@ class Rollout:
     objective: Objective[Conditioning]
     predict: Callable[[Inputs], Tensor]
     modules: Sequence[nn.Module]
-    processes: Processes
     scheduler: Callable[[], Any] | None = None
     _longest: Tensor = field(init=False)
     _drift: Tensor = field(init=False)  # sum and number
@@ -107,21 +105,20 @@ class Rollout:
 
     def _count_drift(self, x: Tensor, x_t: Tensor) -> None:
         drift = (x - x_t).flatten(1).norm(dim=1) / x_t.flatten(1).norm(dim=1)
-        self._drift = self._drift.to(drift.device) + torch.stack([drift.sum(), drift.new_tensor(len(drift))])
+        pair = torch.stack([drift.sum(), drift.new_full((), len(drift))])
+        self._drift = self._drift.to(pair, non_blocking=True) + pair
 
-    def measured(self) -> dict[str, float]:
-        """The drift |x' - x_t| / |x_t|, the mean of all samples that were rolled since the last call on all ranks, if
-        there are any. All ranks must call this."""
-        total, count = self.processes.sum(self._drift).tolist()
-        self._drift = torch.zeros_like(self._drift)
-        return {"rollout/drift": total / count} if count else {}
+    def measured(self) -> dict[str, Tensor]:
+        """The drift |x' - x_t| / |x_t| of the samples that this rank rolled since the last call: sum and number,
+        (2,)."""
+        drift, self._drift = self._drift, torch.zeros_like(self._drift)
+        return {"rollout/drift": drift}
 
 
 def build_rollout(
     settings: RolloutSettings | None,
     loss: TrainingLoss,
     modules: Sequence[nn.Module],
-    processes: Processes,
     say: Callable[[str], None],
 ) -> Rollout | None:
     """The rollout of a run, or None. `modules` are those of the forward pass of `loss`. `say` is told if the trained
@@ -138,7 +135,7 @@ def build_rollout(
             model.prediction,
             zero_terminal_snr=model.zero_terminal_snr,
         )
-    rollout = Rollout(settings, loss.objective, loss.predict, modules, processes, scheduler)
+    rollout = Rollout(settings, loss.objective, loss.predict, modules, scheduler)
     if not rollout.has_room:
         trained = f"{loss.objective.low} to {loss.objective.high - 1}"
         say(

@@ -22,6 +22,7 @@ from library.training.events.sinks import open_events
 from library.training.gradients import build_gradients
 from library.training.hub.uploads import uploading
 from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
+from library.training.late import Late, skips_on_device
 from library.training.left_out import LeftOut
 from library.training.loading import load_model
 from library.training.loop import Loop
@@ -40,6 +41,7 @@ from library.training.saving.rescue import Rescue
 from library.training.saving.state import RandomStates, RunState, load_state
 from library.training.saving.state_writer import StateWriter, free_memory
 from library.training.sharding.shards import join, shard
+from library.training.steps import Steps
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
 from library.training.update.fused import build_backward
@@ -124,7 +126,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
         )
         weights, on_writer = join(shards, run.processes, weights, state)
         modules = loss.modules(trainable)
-        loss.rollout = build_rollout(plan.rollout, loss, modules, run.processes, run.say)
+        loss.rollout = build_rollout(plan.rollout, loss, modules, run.say)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.warn)
         trained = InTraining(model, trainable, weights, loss)
         saver = build_saver(plan, run, trained, states, curve, uploads.release)
@@ -132,27 +134,27 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn)
         rescue = Rescue(run.processes, saver.save_now, random, run.warn, progress.step)
         nonfinite = NonFinite(options.run.max_nonfinite_steps, run.processes, run.warn, trainable.parts)
-        loop = Loop(
+        steps = Steps(
             run=run,
             trainable=trainable.with_wrapped(wrapped),
             optimizer=wrapped_optimizer,
             schedule=schedule,
             weights=weights,
-            order=facts.order,
             left_out=left_out,
             rescue=rescue,
             nonfinite=nonfinite,
             losses=with_probe(loss, model, facts.quantisation, run.say),
-            batches=loader.batches,
-            due=after.due(on_writer),
-            duration=facts.duration,
             backward=build_backward(run.accelerator, wrapped_optimizer, stepping, plan.optimization.update),
             gradients=build_gradients(trainable.parts, run.processes, options.processes, sharded=shards is not None),
             record=curve.add,
             measured=loss.measured,
-            is_over=after.best.is_over if plan.best.stop is not None else None,
             timesteps=lambda: loss.timesteps,
+            late=Late(plan.optimization.read_interval if skips_on_device(optimizer) else 1),
         )
+        loop = Loop(
+            run, steps.trainable, steps, facts.order, loader.batches, after.due(on_writer), facts.duration,
+            after.is_due, after.best.is_over if plan.best.stop is not None else None,
+        )  # fmt: skip
         before = progress.step
         told = partial(saver.explain_interrupt, resumed=options.saving.resume)
         with explain_interrupt(lambda: told(progress.step)), states.writing():

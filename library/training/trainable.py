@@ -169,8 +169,10 @@ def freeze_finished(parts: Iterable[Part], finished_steps: int) -> list[Part]:
     """
     stopped = []
     for part in parts:
+        if part.trains_at(finished_steps):
+            continue
         parameters = list(part.module.parameters())
-        if not part.trains_at(finished_steps) and any(parameter.requires_grad for parameter in parameters):
+        if any(parameter.requires_grad for parameter in parameters):
             for parameter in parameters:
                 parameter.requires_grad = False
                 parameter.grad = None

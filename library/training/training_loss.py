@@ -91,8 +91,8 @@ class TrainingLoss:
         timesteps = inputs.timesteps.to(self.device)
         return self.model.family.predict(self.model.backbone, inputs.noisy, timesteps, inputs.conditioning)
 
-    def measured(self) -> dict[str, float]:
-        """Values to log that are no loss, of all samples since the last call. All ranks must call this."""
+    def measured(self) -> dict[str, Tensor]:
+        """Values to log that are no loss, of all samples of this rank since the last call: sum and number, (2,)."""
         return {} if self.rollout is None else self.rollout.measured()
 
     def modules(self, trainable: Trainable) -> list[nn.Module]:

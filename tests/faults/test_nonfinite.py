@@ -57,6 +57,15 @@ def test_a_run_with_skipped_steps_resumes_exactly_and_one_too_many_ends_it(
     for name in ("dog.safetensors", "dog_ema.safetensors"):
         assert_equal_files(tmp_path / "whole" / name, tmp_path / "resumed" / name)
 
+    # read together: to the letter the same
+    late = go(world, tmp_path / "late", capsys, max_nonfinite_steps=2, loss_read_interval=3, save_every_n_steps=None)
+    assert late.code == 0 and late.losses == whole.losses
+    assert [line[20:] for line in late.err.splitlines() if "not finite" in line] == [
+        line[20:] for line in whole.err.splitlines() if "not finite" in line
+    ]
+    for name in ("dog.safetensors", "dog_ema.safetensors"):
+        assert_equal_files(tmp_path / "whole" / name, tmp_path / "late" / name)
+
     # one too many, counted across the resume: the row began in the run before
     stopped = go(world, tmp_path / "stopped", capsys, max_nonfinite_steps=1, resume=state, save_every_n_steps=None)
     assert stopped.code == 2 and "at step 3" in stopped.err and "as in the 1 step before" in stopped.err

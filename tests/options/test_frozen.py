@@ -299,6 +299,7 @@ scheduled_sampling_reflexflow_beta2 float 1.0
 OUR_OWN = (
     *("bf16_rounding", "fused_backward_clipping", "offload_optimizer"),
     *("dry_run", "strict", "write_inference_yaml", "data_backend_config", "class_tokens", "num_repeats"),
+    "loss_read_interval",
     *("data_cache_dir", "alpha_color", "caption_encoding", "mask_floor", "mask_invert", "mask_normalise"),
     *("cache_format", "multires_noise_scaling", "timestep_bias_strategy", "timestep_bias_multiplier"),
     *("timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end", "debiased_v_weight", "snr_floor"),

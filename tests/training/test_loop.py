@@ -48,6 +48,7 @@ from library.training.nonfinite import NonFinite
 from library.training.plan.duration import Duration
 from library.training.saving.rescue import Rescue
 from library.training.saving.state import Progress, RandomStates
+from library.training.steps import Steps
 from library.training.trainable import Part, Trainable, parameter_groups
 from library.training.training_loss import TrainingLoss
 from tests import tiny
@@ -165,22 +166,27 @@ def one_step(
         (term,) = losses(batch, step)
         return (replace(term, losses=torch.where(batch.sample_index == 4, torch.nan, term.losses)) if spoil else term,)
 
-    loop = Loop(
+    steps = Steps(
         run=run,
         trainable=Trainable(parts, frozenset({"unet", "text_encoder"})),
         optimizer=prepared,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
         weights=Weights(optimizer),
-        order=order if isinstance(order, FixedOrder) else FixedOrder(order),  # type: ignore[arg-type]
         left_out=left_out_of(run),
         rescue=rescue_of(run),
         nonfinite=NonFinite(0, run.processes, run.say),
         losses=spoiled,
+        backward=WholeBackward(accelerator, prepared, 0.1),
         timesteps=lambda: losses.timesteps,
+    )
+    loop = Loop(
+        run=run,
+        trainable=steps.trainable,
+        steps=steps,
+        order=order if isinstance(order, FixedOrder) else FixedOrder(order),  # type: ignore[arg-type]
         batches=lambda requests: ((request, dataset[request]) for request in requests),
         due=(),
         duration=Duration(1, 1, 1, len(SAMPLES), ""),
-        backward=WholeBackward(accelerator, prepared, 0.1),
     )
     loop.train(Progress())
     return model, seen[0]["loss"]
@@ -302,21 +308,26 @@ class Toy:
         )
         run = fake_run(accelerator, self.logged, self.processes)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
-        loop = Loop(
+        steps = Steps(
             run=run,
             trainable=Trainable(parts, frozenset()),
             optimizer=self.optimizer,
             schedule=self.schedule,
             weights=Weights(self.optimizer),
-            order=order,
             left_out=left_out_of(run),
             rescue=rescue_of(run),
             nonfinite=NonFinite(self.limit, run.processes, self.said.append, parts),
             losses=self._losses,
+            backward=WholeBackward(accelerator, self.optimizer, 0.0),
+        )
+        loop = Loop(
+            run=run,
+            trainable=steps.trainable,
+            steps=steps,
+            order=order,
             batches=lambda requests: ((request, self._batch(request)) for request in requests),
             due=(lambda progress, epoch_ended: self.called.append((progress.step, run.console.is_paused)),),
             duration=Duration(self.steps, 1, order.steps_per_epoch, 0, ""),
-            backward=WholeBackward(accelerator, self.optimizer, 0.0),
         )
         self.progress = loop.train(Progress())
 

@@ -52,11 +52,15 @@ class DeltaAverage:
         return sum(shadow.nbytes for shadow in self.shadows)
 
     @torch.no_grad()
-    def move(self, share: float) -> None:
+    def move(self, share: float | Tensor) -> None:
         """Give the weights of now this share of the average."""
         self._factors = None
         for delta, (down, up) in zip(self.deltas, self.products, strict=True):
-            delta.addmm_(_matrix(up, self.device), _matrix(down, self.device), beta=1 - share, alpha=share)
+            factors = _matrix(up, self.device), _matrix(down, self.device)
+            if isinstance(share, Tensor):
+                delta.lerp_(factors[0] @ factors[1], share.to(self.device))
+            else:
+                delta.addmm_(*factors, beta=1 - share, alpha=share)
         self.others.move(share)
 
     @contextmanager

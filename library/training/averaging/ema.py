@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from torch import Tensor
+
 from library.training.averaging.delta_average import DeltaAverage
 from library.training.averaging.plan import EmaPlan
-from library.training.averaging.weight_average import WeightAverage
+from library.training.averaging.weight_average import WeightAverage, share_unless
 
 
 class Ema:
@@ -19,11 +21,12 @@ class Ema:
         self.plan = plan
         self.steps = 0
 
-    def update(self) -> None:
-        """Count an optimizer step, and average the weights if an update is due."""
+    def update(self, held: Tensor | None = None) -> None:
+        """Count an optimizer step, and average the weights if an update is due; not where `held`, on the device, is
+        1."""
         self.steps += 1
         if self.steps % self.plan.interval == 0:
-            self.average.move(1 - self.plan.decay_at(self.steps))
+            self.average.move(share_unless(held, 1 - self.plan.decay_at(self.steps)))
 
     def holding(self) -> AbstractContextManager[None]:
         """While this is open, the model holds the average."""

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from torch import Tensor
+
 from library.training.averaging.posthoc_plan import PosthocPlan
 from library.training.averaging.power_profiles import Profile, kept_share
-from library.training.averaging.weight_average import WeightAverage
+from library.training.averaging.weight_average import WeightAverage, share_unless
 
 
 class PosthocEma:
@@ -24,13 +26,13 @@ class PosthocEma:
         """Bytes of both averages."""
         return sum(average.size for average in self.averages.values())
 
-    def update(self) -> None:
-        """Count an optimizer step, and average the weights if an update is due."""
+    def update(self, held: Tensor | None = None) -> None:
+        """As Ema.update."""
         self.steps += 1
         if self.steps % self.plan.interval:
             return
         for width, average in self.averages.items():
-            average.move(1 - kept_share(width, self.steps, self.plan.interval))
+            average.move(share_unless(held, 1 - kept_share(width, self.steps, self.plan.interval)))
 
     def profiles(self) -> list[Profile]:
         """What the averages are now: of the steps up to the last update. Empty before the first one."""

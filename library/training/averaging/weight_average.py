@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+_PIECE = 2**26  # bytes of shadows that are averaged at a time
+
 
 @contextmanager
 def restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
@@ -31,6 +33,23 @@ def restore_shadows(shadows: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
         shadow.copy_(value)
 
 
+def _pieces(
+    shadows: Sequence[Tensor], parameters: Sequence[nn.Parameter]
+) -> Iterator[tuple[list[Tensor], list[nn.Parameter]]]:
+    """Shadows and their parameters by pieces that one kernel may average: parameters of another format are copied."""
+    start, size = 0, 0
+    for place, shadow in enumerate(shadows):
+        size += shadow.nbytes
+        if size >= _PIECE or place + 1 == len(shadows):
+            yield list(shadows[start : place + 1]), list(parameters[start : place + 1])
+            start, size = place + 1, 0
+
+
+def share_unless(held: Tensor | None, share: float) -> float | Tensor:
+    """The share, () float32 on the device: 0 where `held` is 1. Without `held` the number itself."""
+    return share if held is None else (1 - held) * share
+
+
 class WeightAverage:
     """A shadow in float32 of each parameter on `device`, which follows the parameters' values after rounding: however
     coarse the weights are, the average moves.
@@ -41,6 +60,7 @@ class WeightAverage:
     def __init__(self, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
         self.parameters = parameters
         self.shadows = [parameter.detach().to(device, torch.float32, copy=True) for parameter in parameters]
+        self._pieces = [*_pieces(self.shadows, parameters)]
 
     @property
     def size(self) -> int:
@@ -48,10 +68,14 @@ class WeightAverage:
         return sum(shadow.nbytes for shadow in self.shadows)
 
     @torch.no_grad()
-    def move(self, share: float) -> None:
+    def move(self, share: float | Tensor) -> None:
         """Give the weights of now this share of the average."""
-        for shadow, parameter in zip(self.shadows, self.parameters, strict=True):
-            shadow.lerp_(parameter.detach().to(shadow.device, torch.float32), share)
+        for shadows, parameters in self._pieces:
+            values = [parameter.detach().to(shadows[0].device, torch.float32) for parameter in parameters]
+            if isinstance(share, Tensor):
+                torch._foreach_lerp_(shadows, values, [share.to(shadows[0].device)] * len(shadows))
+            else:
+                torch._foreach_lerp_(shadows, values, share)
 
     @contextmanager
     def holding(self) -> Iterator[None]:

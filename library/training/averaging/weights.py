@@ -24,7 +24,7 @@ from library.training.averaging.power_profiles import WIDTHS
 from library.training.averaging.weight_average import WeightAverage, restored
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
 Versions = Mapping[str, Callable[[], AbstractContextManager[None]]]
@@ -47,11 +47,22 @@ class Weights:
     together: Callable[[str], AbstractContextManager[None]] = lambda suffix: nullcontext()
     exchanging: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def update(self) -> None:
-        """Called after each optimizer step. A schedule-free optimizer averages in its step."""
+    def update(self, held: Tensor | None = None) -> None:
+        """Called after each optimizer step. A schedule-free optimizer averages in its step. `held`: () on the device, 1
+        if the step was left out there, which then leaves the averages as they are."""
         for average in (self.ema, self.posthoc):
             if average is not None:
-                average.update()
+                average.update(held)
+
+    def putting_back(self) -> Callable[[], None]:
+        """What puts back the numbers of steps that the averages have counted now."""
+        counted = [(average, average.steps) for average in (self.ema, self.posthoc) if average is not None]
+
+        def put_back() -> None:
+            for average, steps in counted:
+                average.steps = steps
+
+        return put_back
 
     def shown(self) -> Versions:
         """The versions that images are drawn with and that are validated."""

@@ -78,13 +78,18 @@ class Evaluation:
                 self.log(logged(self.plan, scores, BASE), progress.step)
                 self._base_means = scores.means
 
+    def is_due(self, step: int) -> bool:
+        """Whether it is due after this step by the number of steps."""
+        every = self.plan.every_n_steps if self.plan is not None else None
+        return every is not None and every > 0 and step % every == 0
+
     def due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Evaluate if due: see loop.DueCall. An incomplete last epoch counts as an epoch; once per step."""
         plan, step = self.plan, progress.step
         if plan is None or self._last == step:
             return
         ends = ends_epoch(step, progress.window, self.steps, self.steps_per_epoch, epoch_ended=epoch_ended)
-        by_steps = not epoch_ended and plan.every_n_steps and step % plan.every_n_steps == 0
+        by_steps = not epoch_ended and self.is_due(step)
         if by_steps or (ends and plan.every_n_epochs and progress.epoch % plan.every_n_epochs == 0):
             self._last = step
             for suffix, held in self.versions.items():

@@ -40,9 +40,9 @@ def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
     """Multiply all gradients by `factor`. A factor of 1 is skipped, since it would read and write every gradient."""
     if factor == 1:
         return
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:

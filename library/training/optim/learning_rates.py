@@ -31,12 +31,14 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class Optimization:
-    """Learning rates, optimizer and schedule of a run, and how the weights are updated."""
+    """Learning rates, optimizer and schedule of a run, how the weights are updated, and after how many steps at most
+    losses are read."""
 
     learning_rates: LearningRates
     optimizer: OptimizerChoice
     schedule: ScheduleChoice
     update: UpdatePlan
+    read_interval: int
 
 
 def decide_learning_rates(

@@ -180,14 +180,22 @@ def _check_fp16_state(choice: OptimizerChoice, *, has_eps: bool) -> list[Mistake
     return [Mistake(what, f"{remedy}, or --mixed_precision bf16 --full_bf16")]
 
 
+def has_fused_kernel(choice: OptimizerChoice, *, uses_scaler: bool = False) -> bool:
+    """Whether torch's fused kernel of Adam or AdamW is to be used, which is several times faster than a kernel for each
+    operation, and can leave a step out on the device.
+
+    Not with a gradient scaler: it skips overflowed steps without reporting them, and the schedule would count them.
+    """
+    chosen_by_user = {"foreach", "fused", "capturable", "differentiable"} & set(choice.arguments)
+    module, _, name = choice.row.path.rpartition(".")
+    return not uses_scaler and not chosen_by_user and module.startswith("torch.optim") and name in {"Adam", "AdamW"}
+
+
 def make_optimizer(
     choice: OptimizerChoice, groups: Sequence[Mapping[str, Any]], *, uses_scaler: bool = False
 ) -> Optimizer:
-    """Build the optimizer over parameter groups ({"params": [...], "lr": rate}, one for each trained part).
-
-    With a gradient scaler, the fused kernel of AdamW is not used: it skips overflowed steps without reporting them, and
-    the schedule would count them. Raises UserError if the constructor refuses its arguments.
-    """
+    """Build the optimizer over parameter groups ({"params": [...], "lr": rate}, one for each trained part), with a
+    fused kernel if there is one. Raises UserError if the constructor refuses its arguments."""
     arguments = dict(choice.arguments)
     parts: list[dict[str, Any]] = [{"params": list(group["params"]), "lr": group["lr"]} for group in groups]
     arguments["lr"] = parts[0]["lr"]
@@ -195,7 +203,7 @@ def make_optimizer(
         arguments["lr"] = None
         for part in parts:
             del part["lr"]
-    if not uses_scaler and _can_be_fused(choice, parts):
+    if has_fused_kernel(choice, uses_scaler=uses_scaler) and _can_be_fused(parts):
         arguments["fused"] = True
     try:
         optimizer: Optimizer = load(choice.row.path)(parts, **arguments)
@@ -208,16 +216,13 @@ def make_optimizer(
     return optimizer
 
 
-def _can_be_fused(choice: OptimizerChoice, parts: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether torch's fused AdamW can be used, which is several times faster than a kernel for each operation."""
-    chosen_by_user = {"foreach", "fused", "capturable", "differentiable"} & set(choice.arguments)
-    if choice.row.path != "torch.optim.adamw.AdamW" or chosen_by_user:
-        return False
-    from torch.utils._foreach_utils import _get_fused_kernels_supported_devices as devices  # which torch.optim asks
+def _can_be_fused(parts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether torch has fused kernels for the format and the device of all parameters."""
+    from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-    supported = set(devices())
+    devices = _get_fused_kernels_supported_devices()
     return all(
-        parameter.is_floating_point() and parameter.device.type in supported
+        parameter.is_floating_point() and parameter.device.type in devices
         for part in parts
         for parameter in part["params"]
     )

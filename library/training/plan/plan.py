@@ -39,6 +39,7 @@ from library.training.plan.memory.predict import RunShape, predict_memory
 from library.training.plan.memory.prediction import Prediction
 from library.training.plan.never_reached import notes_on_never_reached
 from library.training.plan.processes import check_static_graph
+from library.training.plan.reading import decide_read_interval
 from library.training.plan.resume import AUTO, check_continuation, decide_resume
 from library.training.plan.start import decide_start
 from library.training.plan.writable_paths import check_final_model, check_writable_paths, write_problem
@@ -206,14 +207,17 @@ def decide_optimizer(
 def decide_optimization(
     facts: RunFacts, optimizer: OptimizerChoice, adapter: AdapterPlan | None, mistakes: Mistakes, notes: list[str]
 ) -> Optimization:
-    """The optimizer with its schedule and learning rates, and whether processes can share its gradients as chosen."""
+    """The optimizer with its schedule and learning rates, when losses are read, and whether processes can share its
+    gradients as chosen."""
     options = facts.options
     check_static_graph(facts, adapter, mistakes)
     check_device(optimizer, facts.machine, mistakes, notes)
     schedule = choose_schedule(options.optimizer, facts.duration.steps, optimizer)
     collect(schedule, mistakes, notes)
     rates = decide_learning_rates(options, facts.base_model.family, adapter, optimizer, mistakes, notes)
-    return Optimization(rates, optimizer, schedule, decide_update(facts, optimizer, mistakes, notes))
+    update = decide_update(facts, optimizer, mistakes, notes)
+    read_interval = decide_read_interval(facts, optimizer, update, adapter, notes)
+    return Optimization(rates, optimizer, schedule, update, read_interval)
 
 
 def decide_files(

@@ -116,8 +116,12 @@ class Preview:
 
     def after_step(self, step: int) -> None:
         """Draw if due after `step` optimizer steps."""
-        if self.plan is not None and self.plan.is_due_after_step(step):
+        if self.plan is not None and self.is_due(step):
             self._sample(self.plan, f"{step:06d}", step)
+
+    def is_due(self, step: int) -> bool:
+        """Whether images are to be drawn after this step by the number of steps."""
+        return self.plan is not None and self.plan.is_due_after_step(step)
 
     def after_epoch(self, epoch: int, step: int) -> None:
         """Draw if due at the end of `epoch` (from 1), after `step` optimizer steps."""

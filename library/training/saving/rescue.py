@@ -32,12 +32,27 @@ class Rescue:
 
     def remember(self, progress: Progress) -> None:
         """Note that the weights are those after this progress. What comes until the next call leaves them so."""
-        copy = replace(progress, epoch_losses=list(progress.epoch_losses), standings=dict(progress.standings))
-        self._resumable = copy, self.random.state_dict()
+        self._resumable = _copied(progress, progress.due_left), self.random.state_dict()
 
     def forget(self) -> None:
         """Note that the weights change now: until the next `remember` they belong to no progress."""
         self._resumable = None
+
+    def complete(self, progress: Progress) -> None:
+        """Note that more is known of this progress, if it is the one that was remembered last: losses were read
+        late."""
+        known, random = self._resumable or (None, None)
+        if known is not None and known.step == progress.step:
+            self._resumable = _copied(progress, known.due_left), random
+
+    def putting_back(self) -> Callable[[], None]:
+        """What puts back what is remembered now."""
+        resumable = self._resumable
+
+        def put_back() -> None:
+            self._resumable = resumable
+
+        return put_back
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -78,3 +93,12 @@ class Rescue:
             f"model and state are saved as of step {progress.step}: continue with --resume {quoted(folder)}",
             (),
         )
+
+
+def _copied(progress: Progress, due_left: bool) -> Progress:  # noqa: FBT001 - a field of it
+    return replace(
+        progress,
+        epoch_losses=list(progress.epoch_losses),
+        standings=dict(progress.standings),
+        due_left=due_left,
+    )

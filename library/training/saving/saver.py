@@ -82,6 +82,10 @@ class Saver:
     def __post_init__(self) -> None:
         self._postponed = Postponed(self.clock)
 
+    def is_due(self, step: int) -> bool:
+        """Whether a save is due after this step by the number of steps."""
+        return self.outputs.at_step(step) is not None
+
     def save_due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Save what is due now; called after every optimizer step and at the end of every epoch."""
         if epoch_ended:

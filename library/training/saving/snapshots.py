@@ -29,11 +29,13 @@ class Snapshots:
     warn: Callable[[str], None] = print
     _is_first: bool = field(default=True, init=False)
 
+    def is_due(self, step: int) -> bool:
+        """Whether a snapshot is due after this step."""
+        return self.posthoc is not None and step in self.posthoc.plan.steps
+
     def due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Save the averages if a snapshot is due."""
-        if self.posthoc is None or self.folder is None:
-            return
-        if epoch_ended or progress.step not in self.posthoc.plan.steps:
+        if self.posthoc is None or self.folder is None or epoch_ended or not self.is_due(progress.step):
             return
         for profile in self.posthoc.profiles():
             path = self.folder / file_name(progress.step, profile.width)

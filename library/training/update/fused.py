@@ -137,18 +137,19 @@ class FusedBackward:
             raise RuntimeError("a fused backward pass has one batch per step")
         self._loss = loss
 
-    def measure(self, parameters: Sequence[nn.Parameter], factor: float) -> Tensor | None:
+    def measure(self, parameters: Sequence[nn.Parameter]) -> Tensor | None:
         """The norm, by a backward pass of its own; None with one pass."""
-        self._parameters, self._factor = parameters, factor
+        self._parameters, self._factor = parameters, 1.0
         if not self.two_passes:
             return None
         self._back_propagate(self._measured, retain_graph=True)
         return self._joined()
 
-    def finish(self, norm: Tensor | None) -> bool:
+    def finish(self, norm: Tensor | None, factor: float) -> bool:
         """Back-propagate, and update all weights meanwhile. With one pass, whether all gradients were finite is known
         only then."""
-        self._norm = None if self.by_tensor else norm
+        self._factor = factor
+        self._norm = None if self.by_tensor or norm is None else norm * factor
         self.collected.begin()
         self._back_propagate(self._collect)
         self._update(self.collected.rest())

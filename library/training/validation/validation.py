@@ -143,12 +143,17 @@ class Validation:
         self.table.add(0, 0, "base", self._parts(), self._base)
         self.table.write()
 
+    def is_due(self, step: int) -> bool:
+        """Whether it is due after this step by the number of steps."""
+        every = self.plan.every_n_steps if self.plan is not None else None
+        return every is not None and every > 0 and step % every == 0
+
     def due(self, progress: Progress, *, epoch_ended: bool) -> None:
         """Validate if due: see loop.DueCall. An incomplete last epoch counts as an epoch."""
         plan, step, epoch = self.plan, progress.step, progress.epoch
         if plan is None:
             return
-        if not epoch_ended and plan.every_n_steps and step % plan.every_n_steps == 0:
+        if not epoch_ended and self.is_due(step):
             self._validate(plan, "step", step, progress)
         ends = ends_epoch(step, progress.window, self.steps, self.steps_per_epoch, epoch_ended=epoch_ended)
         if ends and plan.every_n_epochs and epoch % plan.every_n_epochs == 0:
