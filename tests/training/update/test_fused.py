@@ -56,10 +56,10 @@ class Trained:
         loss = (self.toy.parts[1](hidden).float() - self.toy.targets.float()).square().mean() * spoil
         self.backward.add(loss)
         trained = [weight for weight in self.toy.weights() if weight.requires_grad]
-        norm = self.backward.measure(trained, factor)
+        norm = self.backward.measure(trained)
         is_finite = norm is None or bool(norm.isfinite())
         if is_finite:
-            is_finite = self.backward.finish(norm)
+            is_finite = self.backward.finish(norm, factor)
             self.toy.optimizer.step()
         self.backward.clear()
         return is_finite
@@ -120,7 +120,7 @@ def test_each_tensor_by_its_own_norm_is_what_sd_scripts_do() -> None:
         plan = UpdatePlan(1.0, fuses=True, two_passes=not by_tensor, clips_by_tensor=by_tensor)
         backward = build_backward(ACCELERATOR, optimizer, build_stepping(optimizer, plan, 0), plan)
         backward.add(2 * weights[0].sum() + 0.2 * weights[1].sum())
-        assert backward.finish(backward.measure(weights, 1.0))
+        assert backward.finish(backward.measure(weights), 1.0)
         assert [-weight.item() for weight in weights] == pytest.approx(expected, rel=1e-5)
 
 
