@@ -30,7 +30,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 RUN, DEV = "requirements.txt", "requirements-dev.txt"  # the latter includes the former
 PYTORCH_INDEX = "https://download.pytorch.org/whl/"
-CPU, CUDA = "cpu", "cu130"
+AMD_INDEX = "https://stable.repo.amd.com/rocm/whl-next/"  # PyTorch has no ROCm build for Windows, AMD has
+CPU, CUDA, ROCM, ROCM_WINDOWS, XPU = "cpu", "cu130", "rocm7.2", "rocm10.0.0", "xpu"
+# What PyTorch's ROCm build has kernels for (PYTORCH_ROCM_ARCH in .ci/docker/manywheel/build.sh of its release/2.13)
+ROCM_TARGETS = (
+    "gfx900 gfx906 gfx908 gfx90a gfx942 gfx950 gfx1030 gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151 gfx1200 gfx1201"
+).split()
+KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")  # Linux: what the kernel offers for computing on AMD's GPUs
+KFD = Path("/dev/kfd")
+WINDOWS = os.name == "nt"
 DEFAULT_INDEX = "default"  # the build of torch in pip's configured index
 OLDEST_DRIVER = 580  # the first driver branch that runs CUDA 13 (NVIDIA's CUDA compatibility table)
 
@@ -74,11 +82,11 @@ class Stamp:
 # ------------------------------------------------------------------ which build of PyTorch
 
 
-def nvidia_smi(*arguments: str) -> tuple[int, str]:
-    """(exit status, output); 127 and the reason if it is missing or does not finish."""
-    program = shutil.which("nvidia-smi")
+def ask(name: str, *arguments: str) -> tuple[int, str]:
+    """(exit status, output) of a program; 127 and the reason if it is missing or does not finish."""
+    program = shutil.which(name)
     if program is None:
-        return 127, "nvidia-smi is not on PATH"
+        return 127, f"{name} is not on PATH"
     try:
         answer = subprocess.run([program, *arguments], capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -94,17 +102,75 @@ def choose_build(option: str | None, previous: str | None) -> tuple[str, str]:
         return previous, f"PyTorch build {previous} (--torch of an earlier set-up)"
     if sys.platform == "darwin":
         return DEFAULT_INDEX, "PyTorch's build for macOS"
-    status, output = nvidia_smi("-L")
+    status, output = ask("nvidia-smi", "-L")
     cards = re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", output, re.MULTILINE)
-    if status != 0 or not cards:
-        why = output.splitlines()[0] if output else "nvidia-smi lists none"
-        return CPU, f"No NVIDIA GPU found ({why}): PyTorch's CPU build"
-    return CUDA, f"NVIDIA GPU {', '.join(cards)}: PyTorch's CUDA build {CUDA}{driver_note()}"
+    if status == 0 and cards:
+        return CUDA, f"NVIDIA GPU {', '.join(cards)}: PyTorch's CUDA build {CUDA}{driver_note()}"
+    why = output.splitlines()[0] if output else "nvidia-smi lists none"
+    adapters = display_adapters()
+    return amd_build(adapters) or intel_build(adapters) or (CPU, f"No GPU found ({why}): PyTorch's CPU build")
+
+
+def display_adapters() -> list[str]:
+    """The names of the display adapters, as Windows or lspci call them; empty if neither tells."""
+    if WINDOWS:
+        names = "Get-CimInstance Win32_VideoController | ForEach-Object Name"
+        status, output = ask("powershell", "-NoProfile", "-NonInteractive", "-Command", names)
+        return [line.strip() for line in output.splitlines() if line.strip()] if status == 0 else []
+    status, output = ask("lspci")
+    return re.findall(r"(?:VGA compatible|3D|Display) controller: (.+)", output) if status == 0 else []
+
+
+def amd_build(adapters: Sequence[str]) -> tuple[str, str] | None:
+    """The ROCm build and why, if there is a GPU that it has kernels for; the CPU build and why if only others."""
+    if WINDOWS:
+        # the names of Radeon RX 5000 and later, PRO W and R series, and of the larger integrated GPUs of Ryzen AI
+        pattern = r"Radeon.*\b(?:RX\s*[5-9]\d{3}|PRO [WVR]\d{4}|R9[67]00|8\d[456]0S|8[89]0M)"
+        found = [name for name in adapters if re.search(pattern, name)]
+        return (ROCM_WINDOWS, f"AMD GPU {', '.join(found)}: AMD's ROCm build {ROCM_WINDOWS}") if found else None
+    targets = rocm_targets()
+    found = [target for target in targets if target in ROCM_TARGETS]
+    if found:
+        return ROCM, f"AMD GPU {', '.join(found)}: PyTorch's ROCm build {ROCM}{kfd_note()}"
+    if targets:
+        others = f"AMD GPU {', '.join(targets)}: PyTorch's ROCm build has no kernels for it, so its CPU build"
+        return CPU, f"{others} (--torch {ROCM} installs the other one)"
+    return None
+
+
+def rocm_targets() -> list[str]:
+    """AMD's GPUs under Linux by their instruction sets (gfx1100): by rocminfo, else by the kernel's list."""
+    status, output = ask("rocminfo")
+    if status == 0:
+        return list(dict.fromkeys(re.findall(r"^\s*Name:\s+(gfx\w+)", output, re.MULTILINE)))
+    targets: list[str] = []
+    for file in sorted(KFD_NODES.glob("*/properties")):
+        try:
+            version = re.search(r"^gfx_target_version (\d+)", file.read_text(encoding="ascii"), re.MULTILINE)
+        except (OSError, UnicodeDecodeError):
+            continue
+        if version and (number := int(version[1])):  # 0: a processor; 90010 is gfx90a
+            targets.append(f"gfx{number // 10000}{number // 100 % 100:x}{number % 100:x}")
+    return list(dict.fromkeys(targets))
+
+
+def kfd_note() -> str:
+    """A warning if this user may not compute on AMD's GPUs, else an empty text."""
+    if not KFD.exists() or os.access(KFD, os.R_OK | os.W_OK):
+        return ""
+    return f"\n  This user may not use {KFD}: sudo usermod -a -G render,video $USER, then log in again."
+
+
+def intel_build(adapters: Sequence[str]) -> tuple[str, str] | None:
+    """The build for Intel's GPUs and why, if there is one of those that PyTorch supports: Arc and Data Center GPUs, on
+    a card or in a Core Ultra. Those of other processors are too old."""
+    found = [name for name in adapters if re.search(r"Intel.*(?:\bArc\b|Data Center GPU|Ponte Vecchio)", name)]
+    return (XPU, f"Intel GPU {', '.join(found)}: PyTorch's build {XPU}") if found else None
 
 
 def driver_note() -> str:
     """A warning if the NVIDIA driver is too old for the CUDA build, else an empty text."""
-    status, output = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
+    status, output = ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     driver = re.match(r"(\d+)\.", output)
     if status != 0 or driver is None or int(driver[1]) >= OLDEST_DRIVER:
         return ""
@@ -163,6 +229,21 @@ def torch_pin(root: Path) -> str:
     return pin[1]
 
 
+def index_of(build: str) -> str:
+    """Where a build of PyTorch is: ROCm 10 and later in AMD's index, everything else in PyTorch's."""
+    major = re.match(r"rocm(\d+)", build)
+    return AMD_INDEX if major and int(major[1]) >= 10 else PYTORCH_INDEX + build
+
+
+def torch_requirement(root: Path, build: str) -> tuple[str, ...]:
+    """What pip is asked for. The packages that the CPU and CUDA builds need are in requirements.txt or in pip's default
+    index; those of the builds for AMD and Intel are only beside the build, so pip takes them from there."""
+    version = f"=={torch_pin(root)}+{build}"
+    if index_of(build) == AMD_INDEX:
+        return (f"torch[device-all]{version}",)  # with the kernels of all its targets
+    return (f"torch{version}",) if build.startswith(("rocm", "xpu")) else ("--no-deps", f"torch{version}")
+
+
 def plan(root: Path, build: str, *, dev: bool, fresh: bool) -> list[Step]:
     """The steps, in order. PyTorch goes first, so that its pin in requirements.txt is met and the build stays.
 
@@ -175,8 +256,8 @@ def plan(root: Path, build: str, *, dev: bool, fresh: bool) -> list[Step]:
     if fresh:
         steps.append(Step("a new environment", ((sys.executable, "-m", "venv", str(venv)),), NO_VENV))
     if build != DEFAULT_INDEX:
-        torch = (*pip, "--no-deps", f"torch=={torch_pin(root)}+{build}")
-        first = (*torch, "--index-url", PYTORCH_INDEX + build, "--retries", "2", "--timeout", "15")
+        torch = (*pip, *torch_requirement(root, build))
+        first = (*torch, "--index-url", index_of(build), "--retries", "2", "--timeout", "15")
         steps.append(Step(f"PyTorch {torch_pin(root)}+{build}", (first, torch), NO_TORCH))
     needs = DEV if dev else RUN
     steps.append(Step(needs, ((*pip, "-r", str(root / needs)),), NO_PACKAGES))
@@ -252,8 +333,9 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT, call: Call = call
     parser.add_argument(
         "--torch",
         metavar="BUILD",
-        help="build of PyTorch: auto (CUDA if there is an NVIDIA GPU, else CPU), cpu, cu130, … (a folder of "
-        f"{PYTORCH_INDEX}), or {DEFAULT_INDEX} (from pip's default index). Later set-ups keep this choice.",
+        help="build of PyTorch: auto (by the GPU that is found: NVIDIA, AMD, Intel, else CPU), cpu, cu130, rocm7.2, "
+        f"xpu, … (a folder of {PYTORCH_INDEX}), rocm10.0.0 (from {AMD_INDEX}), or {DEFAULT_INDEX} (from pip's default "
+        "index). Later set-ups keep this choice.",
     )
     parser.add_argument("--dry_run", action="store_true", help="print the commands and stop")
     args = parser.parse_args(argv)

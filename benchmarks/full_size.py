@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+if TYPE_CHECKING:
+    from library.checkpoints.lazy import LazyTensor
 
-def make_file(path: Path) -> Path:
-    """Write SD1.5's 1130 tensors with random values, fp16, original layout; one tensor in memory at a time. Returns the
-    path."""
+
+def modules() -> dict[str, Any]:
+    """The published model's modules by the names of a diffusers folder, without weights."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from library.checkpoints.header import TensorInfo
-    from library.checkpoints.lazy import LazyTensor
-    from library.checkpoints.sd_layout import SD1, to_original
-    from library.checkpoints.writer import write_safetensors
-
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     with torch.device("meta"):
-        modules: dict[str, Any] = {
+        return {
             "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
             "vae": AutoencoderKL(
                 block_out_channels=(128, 256, 512, 512),
@@ -35,10 +33,17 @@ def make_file(path: Path) -> Path:
                 layers_per_block=2,
                 latent_channels=4,
             ),
-            "text_encoder": CLIPTextModel(
-                CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-            ),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
         }
+
+
+def original_tensors() -> dict[str, LazyTensor]:
+    """The file's 1130 tensors, fp16, original layout, with random values that are made on access."""
+    import torch
+
+    from library.checkpoints.header import TensorInfo
+    from library.checkpoints.lazy import LazyTensor
+    from library.checkpoints.sd_layout import SD1, to_original
 
     def random_tensor(shape: tuple[int, ...]) -> LazyTensor:
         def load() -> torch.Tensor:
@@ -48,9 +53,16 @@ def make_file(path: Path) -> Path:
 
     parts = {
         part: {name: random_tensor(tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
-        for part, module in modules.items()
+        for part, module in modules().items()
     }
-    write_safetensors(path, to_original(parts, {}, SD1).tensors)
+    return to_original(parts, {}, SD1).tensors
+
+
+def make_file(path: Path) -> Path:
+    """Write the file; one tensor in memory at a time. Returns the path."""
+    from library.checkpoints.writer import write_safetensors
+
+    write_safetensors(path, original_tensors())
     return path
 
 

@@ -62,16 +62,16 @@ def first_step(flags: Sequence[str]) -> dict[str, float]:
     raise AssertionError("unreachable: a run that ends raises")
 
 
-def make_images(folder: Path, count: int) -> None:
-    """Write `count` images of 512 px, smooth with some grain, into a folder."""
+def make_images(folder: Path, count: int, side: int = 512) -> None:
+    """Write `count` square images, smooth with some grain, into a folder."""
     import numpy as np
     from PIL import Image
 
     folder.mkdir(parents=True)
     random = np.random.default_rng(1)
     for index in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((512, 512))
-        grain = random.normal(0, 6, (512, 512, 3))
+        coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((side, side))
+        grain = random.normal(0, 6, (side, side, 3))
         Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{index:02}.png")
 
 

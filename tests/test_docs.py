@@ -71,6 +71,7 @@ FOREIGN = {
     "processes",
     "quick",
     "durations",
+    "torch",
     "dist",
     "logdir",
     "seeds",

@@ -86,6 +86,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "gen_img": ("library", "networks"),
     "examples": ("examples", "library", "networks"),
     "benchmarks.soak": ("benchmarks", "library", "tests.training.running", "train_db"),  # trains miniatures, in forks
+    "benchmarks.card": ("benchmarks", "library", "tests", "train_db", "train_network"),  # trains miniatures, too
     "benchmarks": ("benchmarks", "library"),
     "set_up": (),
 }  # fmt: skip

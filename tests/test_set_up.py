@@ -51,12 +51,15 @@ def project(tmp_path: Path) -> Path:
 def system(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux's rules, wherever the tests run."""
     monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(set_up, "WINDOWS", False)
 
 
 @pytest.fixture(autouse=True)
 def no_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A PATH without nvidia-smi, whatever this machine has."""
+    """A PATH without nvidia-smi, and no list of AMD's GPUs, whatever this machine has."""
     (tmp_path / "programs").mkdir()
+    monkeypatch.setattr(set_up, "KFD_NODES", tmp_path / "nodes")
+    monkeypatch.setattr(set_up, "KFD", tmp_path / "kfd")
     monkeypatch.setenv("PATH", str(tmp_path / "programs"))
 
 
@@ -75,6 +78,17 @@ def fake_nvidia_smi(folder: Path, cards: str, status: int = 0, driver: str = "58
     lines = ["#!/bin/sh", f'if [ "$1" = -L ]; then echo "{cards}"; else echo "{driver}"; fi', f"exit {status}", ""]
     program.write_text("\n".join(lines), encoding="utf-8")
     program.chmod(0o755)
+
+
+def fake_program(folder: Path, name: str, lines: Sequence[str]) -> None:
+    """A program that prints these lines, whatever it is asked."""
+    if os.name == "nt":
+        text = "\r\n".join(["@echo off", *(f"echo {line}" for line in lines)])
+        (folder / f"{name}.bat").write_text(text, encoding="utf-8")
+        return
+    quoted = [f"echo '{line}'" for line in lines]
+    (folder / name).write_text("\n".join(["#!/bin/sh", *quoted, ""]), encoding="utf-8")
+    (folder / name).chmod(0o755)
 
 
 CARD = "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-00000000-0000-0000-0000-000000000000)"
@@ -107,6 +121,90 @@ def test_a_driver_without_a_gpu_gets_the_cpu_build(
     set_up.main([], project, machine)
     assert "torch==2.13.0+cpu" in machine.pip_calls()[0]
     assert cards in capsys.readouterr().out
+
+
+# rocminfo of a Ryzen 7950X with a Radeon RX 7900 XTX, shortened
+ROCMINFO = (
+    "  Name:                    AMD Ryzen 9 7950X",
+    "  Marketing Name:          AMD Ryzen 9 7950X",
+    "  Name:                    gfx1100",
+    "  Marketing Name:          Radeon RX 7900 XTX",
+    "      Name:                    amdgcn-amd-amdhsa--gfx1100",
+    "  Name:                    gfx1036",
+)
+
+
+def test_with_amds_gpu_the_rocm_build_and_what_belongs_to_it(
+    project: Path, machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_program(tmp_path / "programs", "rocminfo", ROCMINFO)
+    assert set_up.main([], project, machine) == 0
+    torch = machine.pip_calls()[0]
+    assert "torch==2.13.0+rocm7.2" in torch and "--no-deps" not in torch
+    assert torch[torch.index("--index-url") + 1] == "https://download.pytorch.org/whl/rocm7.2"
+    out = capsys.readouterr().out
+    assert "AMD GPU gfx1100:" in out and "gfx1036" not in out
+
+
+def test_without_rocminfo_the_kernel_tells(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As kfd_topology.c writes it: nodes of processors have the version 0."""
+    for number, version in enumerate((0, 90402)):
+        (tmp_path / "nodes" / str(number)).mkdir(parents=True)
+        text = f"simd_count 304\ngfx_target_version {version}\nvendor_id 4098\n"
+        (tmp_path / "nodes" / str(number) / "properties").write_text(text, encoding="ascii")
+    set_up.main(["--dry_run"], project)
+    assert "2.13.0+rocm7.2" in capsys.readouterr().out
+    (tmp_path / "nodes" / "1" / "properties").write_text("gfx_target_version 100306\n", encoding="ascii")
+    set_up.main(["--dry_run"], project)
+    out = capsys.readouterr().out
+    assert "gfx1036" in out and "no kernels" in out and "2.13.0+cpu" in out
+
+
+@pytest.mark.parametrize(
+    ("adapters", "build", "index"),
+    [
+        (["AMD Radeon RX 7900 XTX"], "torch[device-all]==2.13.0+rocm10.0.0", set_up.AMD_INDEX),
+        (["Microsoft Basic Display", "AMD Radeon(TM) 8060S Graphics"], "torch[device-all]==2.13.0+rocm10.0.0", "amd"),
+        (["AMD Radeon(TM) Graphics"], "torch==2.13.0+cpu", "whl/cpu"),
+        (["Intel(R) Arc(TM) B580 Graphics"], "torch==2.13.0+xpu", "https://download.pytorch.org/whl/xpu"),
+        (["Intel(R) UHD Graphics 770"], "torch==2.13.0+cpu", "whl/cpu"),
+    ],
+)
+def test_windows_names_its_adapters(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    adapters: list[str], build: str, index: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(set_up, "WINDOWS", True)
+    fake_program(tmp_path / "programs", "powershell", adapters)
+    set_up.main(["--dry_run"], project)
+    out = capsys.readouterr().out
+    assert build in out and index in out
+
+
+@pytest.mark.parametrize(
+    ("line", "build"),
+    [
+        ("03:00.0 VGA compatible controller: Intel Corporation DG2 [Arc A770] (rev 08)", "xpu"),
+        ("00:02.0 VGA compatible controller: Intel Corporation Lunar Lake [Intel Arc Graphics 130V / 140V]", "xpu"),
+        ("00:02.0 VGA compatible controller: Intel Corporation AlderLake-S GT1 [UHD Graphics 770]", "cpu"),
+        ("00:1f.3 Audio device: Intel Corporation DG2 Audio Controller [Arc]", "cpu"),
+    ],
+)
+def test_intels_gpus_under_linux(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, build: str
+) -> None:
+    fake_program(tmp_path / "programs", "lspci", [line])
+    set_up.main(["--dry_run"], project)
+    out = capsys.readouterr().out
+    assert f"torch==2.13.0+{build}" in out
+    assert ("--no-deps" in out) == (build == "cpu")
+
+
+def test_nvidias_card_comes_first(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_program(tmp_path / "programs", "rocminfo", ROCMINFO)
+    fake_nvidia_smi(tmp_path / "programs", CARD)
+    set_up.main(["--dry_run"], project)
+    assert "2.13.0+cu130" in capsys.readouterr().out
 
 
 def test_an_old_driver_is_reported(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,28 @@
+"""What a measuring process tells the one that started it: lines of its output with a mark and a JSON object."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+MARK = "@@card "
+
+
+def emit(kind: str, **values: Any) -> None:
+    """Print one result at once, on the real output even while `sys.stdout` is another."""
+    stream = sys.__stdout__ or sys.stdout
+    stream.write(f"{MARK}{json.dumps({'kind': kind, **values})}\n")
+    stream.flush()
+
+
+def parse(line: str) -> dict[str, Any] | None:
+    """The result in a line of output; None if it is another line."""
+    place = line.find(MARK)  # a progress bar may stand before it
+    if place < 0:
+        return None
+    try:
+        found = json.loads(line[place + len(MARK) :])
+    except ValueError:  # the process was killed while it wrote
+        return None
+    return found if isinstance(found, dict) and "kind" in found else None
