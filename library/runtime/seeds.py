@@ -66,10 +66,10 @@ def keyed_draws(*parts: int | str) -> Iterator[None]:
 
 
 def device_generator(device: torch.device, *parts: int | str) -> torch.Generator:
-    """A torch generator for the key `parts` on a device, or on the CPU for devices without a fast one. The draws differ
-    from device to device: for what need not be the same on all of them, and is too much to be uploaded."""
+    """A torch generator for the key `parts` on a device, or on the CPU for Apple's GPUs, which do not draw 64 bits. The
+    draws differ from device to device: for what need not be the same on all of them, and is too much to be uploaded."""
     import torch
 
-    generator = torch.Generator(device if device.type in ("cuda", "xpu") else "cpu")
+    generator = torch.Generator("cpu" if device.type == "mps" else device)
     generator.manual_seed(draw_seed(*parts))
     return generator

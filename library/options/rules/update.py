@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from library.options.rules.rule_kinds import Excludes, NoEffect, off
+from library.options.rules.rule_kinds import Excludes, NoEffect, both, differs, off
 
 EXCLUDES = (
     Excludes(
@@ -14,10 +14,14 @@ EXCLUDES = (
 )
 
 NO_EFFECT = (
-    NoEffect("bf16_rounding", off("full_bf16"), "weights are not bf16 (full_bf16 is not set)"),
+    NoEffect(
+        "bf16_rounding",
+        both(off("full_bf16"), differs("bf16_rounding", "stochastic")),
+        "weights are not bf16 (full_bf16 is not set)",
+    ),
     NoEffect(
         "fused_backward_clipping",
-        off("fused_backward_pass", "fused_optimizer_groups"),
+        both(off("fused_backward_pass", "fused_optimizer_groups"), differs("fused_backward_clipping", "global")),
         "the backward pass is not fused (fused_backward_pass is not set)",
     ),
 )

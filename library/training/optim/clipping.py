@@ -57,26 +57,31 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
         torch.distributed.all_reduce(squares)
         return squares.sqrt()
     if gradients[0].device.type != "cpu":
-        norm: Tensor = torch.nn.utils.get_total_norm(gradients)
-        return norm
+        return joined_norm(_norms(gradients))
     return joined_norm([norms_of(gradient) for gradient in gradients])
 
 
 def norms_of(gradient: Tensor) -> Tensor:
     """Norms of parts of a gradient, float32: of its rows on the CPU, elsewhere of the whole."""
-    norms: Tensor
     if gradient.device.type != "cpu":
-        norms = torch.linalg.vector_norm(gradient, dtype=torch.float32).reshape(1)
-        return norms
+        return _norms([gradient])[0]
     rows = gradient.flatten(1) if gradient.dim() > 1 else gradient
-    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).flatten()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).flatten()
     return norms
 
 
 def joined_norm(norms: Sequence[Tensor]) -> Tensor:
     """The global norm of what has these `norms_of`, a scalar."""
-    norm: Tensor = torch.linalg.vector_norm(torch.cat([*norms]))
+    norm: Tensor = torch.linalg.vector_norm(torch.cat([norm.reshape(-1) for norm in norms]))
     return norm
+
+
+def _norms(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The norm of each gradient by as few kernels as possible, float32: torch's get_total_norm rounds those of bfloat16
+    gradients to bfloat16."""
+    foreach: Any = torch._foreach_norm
+    norms: Sequence[Tensor] = foreach([*gradients], 2, dtype=torch.float32)
+    return norms
 
 
 def _shard(gradient: Any) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Optimizer state in main memory: it is on the device only while its parameters are stepped.
 
 The step is computed on the device, by the kernels that it has without this, so that the results are the same. Between
-steps main memory holds the state, page-locked where a CUDA device reads it.
+steps main memory holds the state, page-locked where a card reads it.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def is_moved(value: Any) -> bool:
 
 
 def _page_locked(value: Tensor) -> Tensor:
-    """Room for a tensor in main memory, which a CUDA device reads without a copy between."""
-    locked = torch.cuda.is_available()
+    """Room for a tensor in main memory, which a card reads without a copy between."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    locked = accelerator is not None and accelerator.type != "mps"  # Apple's GPUs share main memory
     return torch.empty(value.shape, dtype=value.dtype, device=_MAIN, pin_memory=locked)

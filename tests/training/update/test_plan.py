@@ -68,6 +68,8 @@ def test_notes_say_what_has_no_effect(world: World, tmp_path: Path) -> None:
     text = "\n".join(plan.notes)
     assert all(name in text for name in ("--offload_optimizer", "bf16_rounding", "fused_backward_clipping"))
     assert plan.optimization.update.rounding is None and not plan.optimization.update.offloads
+    quiet = " ".join(plan_of(world, tmp_path).notes)
+    assert not any(name in quiet for name in ("bf16_rounding", "fused", "offload"))
 
 
 def test_costs(world: World, tmp_path: Path) -> None:
