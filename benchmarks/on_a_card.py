@@ -40,6 +40,9 @@ from benchmarks.machine import describe  # noqa: E402
 PARTS = ("device", "agreement", "speed", "memory", "vae")
 # Seconds that each part may take; what one does not use is left to the others.
 LIMITS = {"device": 60.0, "agreement": 150.0, "speed": 75.0, "memory": 110.0, "vae": 45.0}
+RUN_COLUMNS = (
+    "run", "batch", "s a step", "images/s", "of the bf16 rate", "allocated", "predicted", "reserved", "first step", "",
+)  # fmt: skip
 CLOSING = 3.0  # seconds kept for the last table
 
 
@@ -105,7 +108,7 @@ def agreement_part(session: Session) -> None:
         "device": session.child("agreement", session.folder / "device", "device", steps, limit=limit),
         "cpu": session.child("agreement", session.folder / "cpu", "cpu", steps, limit=limit, cpu=True),
     }
-    table = Table("run", "compared with", "largest difference of a loss", "tolerance", "", "s")
+    table = Table("run", "compared with", "largest difference of a loss", "tolerance", "s", "")
     found: dict[tuple[str, str], dict[str, Any]] = {}
     waiting = list(known)
     try:
@@ -137,7 +140,7 @@ def compare(table: Table, row: Any, own: Mapping[str, Any], cpu: Mapping[str, An
     """Print the row of a run."""
     beside = row.against or "itself"
     if own["error"]:
-        table.row(row.name, beside, "", "", f"not here: {own['error']}", f"{own['seconds']:.1f}")
+        table.row(row.name, beside, "", "", f"{own['seconds']:.1f}", remark=f"not here: {own['error']}")
         return
     difference = None if cpu is None else largest_difference(dict(own["losses"]), dict(cpu["losses"]))
     why = "" if cpu is None else cpu["error"]
@@ -145,19 +148,17 @@ def compare(table: Table, row: Any, own: Mapping[str, Any], cpu: Mapping[str, An
     if difference is not None:
         verdict = "equal" if difference <= row.tolerance else "DIFFERENT"
     shown = "" if difference is None else f"{difference:.1e}"
-    table.row(row.name, beside, shown, f"{row.tolerance:g}", verdict, f"{own['seconds']:.1f}")
+    table.row(row.name, beside, shown, f"{row.tolerance:g}", f"{own['seconds']:.1f}", remark=verdict)
 
 
 def speed_part(session: Session) -> None:
     """Seconds a step and the best batch of each case, each in a process of its own."""
-    table = Table(
-        "run", "batch", "s a step", "images/s", "share of the bf16 rate", "allocated", "reserved", "first step", ""
-    )
+    table = Table(*RUN_COLUMNS)
     profiles = []
     for case in SPEED:
         best: dict[str, Any] = {}
         if session.left() < CLOSING:
-            table.row(case.name, "", "", "", "", "", "", "", "no time left")
+            table.row(case.name, remark="no time left")
             continue
         limit = session.limit("speed")
         deadline = time.time() + limit - 2
@@ -183,7 +184,7 @@ def run_row(session: Session, table: Table, case: Case, found: Mapping[str, Any]
     batch, seconds = found["batch"], found["seconds"]
     if found["error"] or not seconds:
         why = "out of memory" if found["out_of_memory"] else f"not here: {found['error']}"
-        table.row(case.name, str(batch), "", "", "", "", "", "", why)
+        table.row(case.name, str(batch), remark=why)
         return
     rate, share = session.rates.get("bf16"), ""
     if rate:
@@ -191,7 +192,8 @@ def run_row(session: Session, table: Table, case: Case, found: Mapping[str, Any]
     remark = "" if found["last_loss"] is not None else "no loss was logged"
     table.row(
         case.name, str(batch), seconds_text(seconds), f"{batch / seconds:.4g}", share,
-        gigabytes(found["allocated"]), gigabytes(found["reserved"]), f"{found['first_step']:.1f} s", remark,
+        gigabytes(found["allocated"]), "" if batch > 1 else gigabytes(found["predicted"]), gigabytes(found["reserved"]),
+        f"{found['first_step']:.1f} s", remark=remark,
     )  # fmt: skip
     if batch == 1 and case.seconds is not None:
         shown = f"{seconds:.4f} s"
@@ -221,13 +223,11 @@ def profile_table(found: Mapping[str, Any]) -> None:
 
 def memory_part(session: Session) -> None:
     """Peaks of the cases for little memory, of one model after the other."""
-    table = Table(
-        "run", "batch", "s a step", "images/s", "share of the bf16 rate", "allocated", "reserved", "first step", ""
-    )
+    table = Table(*RUN_COLUMNS)
     for model in ("sdxl", "sd15"):
         cases = {case.name: case for case in MEMORY if case.model == model}
         if session.left() < CLOSING:
-            table.row(f"all of {model}", "", "", "", "", "", "", "", "no time left")
+            table.row(f"all of {model}", remark="no time left")
             continue
         limit = session.limit("memory")
         child = session.child(

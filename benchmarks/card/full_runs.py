@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.card.cases import Case, arithmetic, case_of
 from benchmarks.card.gauge import Gauge, best_device, chosen_device
 from benchmarks.card.lines import emit
-from benchmarks.card.measured_run import Marks, Measured, measure, missing_flags, words
+from benchmarks.card.measured_run import Marks, Measured, command_words, measure, missing_flags
 
 if TYPE_CHECKING:
     from library.training.recipe import Recipe
@@ -44,7 +44,7 @@ def arguments(case: Case, folder: Path, batch: int, steps: int, *, tiny: bool) -
         "seed": 1,
         **case.flags,
     }
-    return words(flags)
+    return command_words(flags)
 
 
 def model_of(case: Case, *, tiny: bool) -> str:
@@ -86,7 +86,20 @@ def forward_flops(case: Case, *, tiny: bool) -> dict[str, float]:
     return counts
 
 
-def report(case: Case, batch: int, measured: Measured, flops: float) -> None:
+def predicted_peak(recipe: Recipe, words: Sequence[str]) -> int | None:
+    """The peak in bytes that the plan of a command predicts for this machine; None if it does not tell."""
+    from library.options.mistakes import UserError
+    from library.options.parse import parse
+    from library.training.plan.plan import decide
+
+    try:
+        memory = decide(parse(words, recipe.program)).memory
+    except UserError:
+        return None
+    return None if memory is None else memory.peak
+
+
+def report(case: Case, batch: int, measured: Measured, flops: float, predicted: int | None = None) -> None:
     """Print the measurements of a run."""
     emit(
         "run",
@@ -101,6 +114,7 @@ def report(case: Case, batch: int, measured: Measured, flops: float) -> None:
         reserved=measured.peak.reserved,
         of_steps=measured.peak_of_steps.allocated,
         last_loss=max(measured.losses.items(), default=(0, None))[1],
+        predicted=predicted,
     )
 
 
@@ -155,9 +169,10 @@ def run_case(case: Case, folder: Path, deadline: float, began: float, *, grows: 
     gauge = Gauge(best_device())
     marks = Marks(2, 3, 2 if grows else 0) if tiny else Marks(5, 20, 3) if grows else Marks(2, 4)
     recipe = recipe_of(case)
-    measured = measure(recipe, arguments(case, folder, 1, marks.total, tiny=tiny), marks, began)
+    words = arguments(case, folder, 1, marks.total, tiny=tiny)
+    measured = measure(recipe, words, marks, began)
     flops = arithmetic(case, forward_flops(case, tiny=tiny))
-    report(case, 1, measured, flops)
+    report(case, 1, measured, flops, predicted_peak(recipe, words))
     if measured.profile is not None:
         report_profile(case, measured, marks)
     best, batch = 1 / (measured.seconds or 1e9), 1
