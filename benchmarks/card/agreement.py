@@ -1,8 +1,8 @@
 """Train the miniatures for 20 steps on one device, row after row in one process, and print the losses of each.
 
-    python -m benchmarks.card.agreement FOLDER {device,cpu} STEPS [--tiny]
+    python -m benchmarks.card.agreement FOLDER {device,cpu} STEPS FIRST [--tiny] [--pretend]
 
-FOLDER is this process's own.
+FOLDER is this process's own, FIRST the number of rows to leave out at the beginning.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.card.agreement_rows import Row, rows
 from benchmarks.card.gauge import chosen_device
-from benchmarks.card.lines import emit
+from benchmarks.card.lines import emit, leave_broken_device
 
 
 def make_world(folder: Path, families: set[str]) -> None:
@@ -72,6 +72,7 @@ def run_row(row: Row, folder: Path, steps: int, *, strict: bool) -> None:
     recipe = train_network.RECIPE if row.trains == "adapter" else train_db.RECIPE
     out = folder / f"out {os.getpid()} {row.name}".replace(",", "")
     started = time.perf_counter()
+    emit("begin", row=row.name)
     error = missing_flags(row.flags)
     measured = Measured()
     if not error:
@@ -84,6 +85,7 @@ def run_row(row: Row, folder: Path, steps: int, *, strict: bool) -> None:
         error=error,
         seconds=time.perf_counter() - started,
     )
+    leave_broken_device(error)
 
 
 def main() -> None:
@@ -92,7 +94,7 @@ def main() -> None:
     if where == "cpu":  # before torch is imported
         os.environ.update(CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true")
     words = [] if where == "cpu" else sys.argv
-    known = rows(tiny="--tiny" in sys.argv)
+    known = rows(tiny="--tiny" in sys.argv)[int(sys.argv[4]) :]
     make_world(folder, {row.family for row in known})
     with chosen_device(words):
         for row in known:

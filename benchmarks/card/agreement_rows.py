@@ -10,8 +10,8 @@ Flags = Mapping[str, Any]
 STEPS = 20
 
 # The largest difference of a loss from the CPU's, relative to it, over 20 steps. In float32 the order of sums differs;
-# half precision keeps 8 (bf16) or 11 bits (fp16, TF32) of each factor.
-EXACT, ROUNDED, HALF, BRAIN = 1e-3, 1e-2, 2e-2, 6e-2
+# half precision keeps 8 (bf16) or 11 bits (fp16, TF32) of each factor. On a CPU, bf16 differs by 8e-3 from float32.
+EXACT, ROUNDED, HALF, BRAIN = 1e-3, 1e-2, 1e-2, 3e-2
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def test_a_process_ends_without_the_others(tmp_path: Path, end: str, limit: floa
     child = Child("measures", [], limit, {"PYTHONPATH": str(tmp_path)})
     assert len(list(child.results())) == found
     assert child.ended.startswith(told)
+    assert child.broke == told.startswith("exit code")
 
 
 def test_a_row_is_printed_at_once_and_stays_one_row(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +71,8 @@ def test_a_row_is_printed_at_once_and_stays_one_row(capsys: pytest.CaptureFixtur
 def run_of(seconds: float, batch: int = 1) -> dict[str, object]:
     return {
         "batch": batch, "seconds": seconds, "error": "", "out_of_memory": False, "flops": 2e12 * batch,
-        "first_step": 9.0, "allocated": int(1.7e9), "reserved": None, "predicted": int(1.6e9), "last_loss": 0.1,
+        "first_step": 9.0, "allocated": int(1.7e9), "reserved": None, "predicted": int(1.6e9), "before": 0,
+        "last_loss": 0.1,
     }  # fmt: skip
 
 
