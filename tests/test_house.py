@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "library.footprint",
         "library.families", "library.options", "library.checkpoints", "library.objective.process", "library.data.batch",
         "library.runtime.imports",
+        "library.runtime.transfers",
     ),
     "library.convert": (
         "library.convert", "library.families", "library.checkpoints", "library.options", "library.runtime",

@@ -18,10 +18,12 @@ class TextInput:
     mask: torch.Tensor | None = None  # shape of ids: 1 for a token, 0 for padding; None: no mask
     weights: torch.Tensor | None = None  # shape of ids, float32: prompt weights; None: all 1
 
-    def to(self, device: torch.device | str) -> TextInput:
-        """Move to a device."""
-        mask = None if self.mask is None else self.mask.to(device)
-        return TextInput(self.ids.to(device), mask, None if self.weights is None else self.weights.to(device))
+    def to(self, device: torch.device) -> TextInput:
+        """Move to a device, without waiting for it."""
+        from library.runtime.transfers import upload
+
+        mask = None if self.mask is None else upload(self.mask, device)
+        return TextInput(upload(self.ids, device), mask, None if self.weights is None else upload(self.weights, device))
 
     def pin_memory(self) -> TextInput:
         """A copy in page-locked memory."""

@@ -18,9 +18,12 @@ def zero_empty(outputs: Mapping[str, Tensor], texts: Sequence[str]) -> dict[str,
     empty = [row for row, text in enumerate(texts) if not text.strip()]
     if not empty:
         return dict(outputs)
+    import torch
+
     zeroed = {}
     for name, tensor in outputs.items():
-        kept = tensor.new_ones(len(texts))
+        kept = torch.ones(len(texts), dtype=tensor.dtype)
         kept[empty] = 0
+        kept = kept.to(tensor.device, non_blocking=True)
         zeroed[name] = tensor * kept.reshape(-1, *(1 for _ in tensor.shape[1:]))
     return zeroed

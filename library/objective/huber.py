@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from library.objective.process import ForwardProcess, require_snr
+from library.runtime.transfers import upload
 
 if TYPE_CHECKING:
     from library.options.groups.objective import ObjectiveOptions
@@ -61,7 +62,7 @@ class ElementLoss:
             return torch.square
         if self.kind == "l1":
             return torch.abs
-        c = self.thresholds(process, timesteps).to(device or timesteps.device)
+        c = upload(self.thresholds(process, timesteps), device or timesteps.device)
         return lambda d: self._pseudo_huber(d, c.view(-1, *(1,) * (d.dim() - 1)))
 
     def thresholds(self, process: ForwardProcess, timesteps: Tensor) -> Tensor:

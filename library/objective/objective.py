@@ -21,6 +21,7 @@ from library.objective.process import ForwardProcess, HasSnr, Prediction, requir
 from library.objective.random_streams import Streams
 from library.objective.timesteps import TimestepBias, draw_timesteps
 from library.objective.weighting import Weighting
+from library.runtime.transfers import upload
 
 if TYPE_CHECKING:
     from library.options.groups.objective import ObjectiveOptions
@@ -32,7 +33,7 @@ Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 @dataclass(frozen=True)
 class Draws:
-    """The random draws of a batch: `timesteps` (B,) int64 on the CPU, `noise` (B,C,h,w) float32 on any device.
+    """The random draws of a batch, drawn on the CPU: `timesteps` (B,) int64, `noise` (B,C,h,w) float32.
 
     `perturbation`, if any, has the shape of the noise and is added to it in the model's input only.
     """
@@ -40,6 +41,11 @@ class Draws:
     timesteps: Tensor
     noise: Tensor
     perturbation: Tensor | None = None
+
+    def on(self, device: torch.device) -> Draws:
+        """The draws on a device, to which each is copied once without waiting for it."""
+        perturbation = None if self.perturbation is None else upload(self.perturbation, device)
+        return Draws(upload(self.timesteps, device), upload(self.noise, device), perturbation)
 
 
 @dataclass(frozen=True)
@@ -142,14 +148,14 @@ class Objective(Generic[Conditioning]):
 
         `latents` (B,C,h,w) are scaled clean samples on the model's device.
         """
-        noise = draws.noise.to(latents.device)
+        noise = upload(draws.noise, latents.device)
         if draws.perturbation is not None:
-            noise = noise + draws.perturbation.to(latents.device)
+            noise = noise + upload(draws.perturbation, latents.device)
         return self.process.add_noise(latents, noise, draws.timesteps)
 
     def target(self, latents: Tensor, draws: Draws) -> Tensor:
         """The target of the model's prediction, (B,C,h,w) float32, from the noise without perturbation."""
-        return self.process.target(latents, draws.noise.to(latents.device), draws.timesteps, self.prediction)
+        return self.process.target(latents, upload(draws.noise, latents.device), draws.timesteps, self.prediction)
 
     def compare(self, output: Tensor, target: Tensor, timesteps: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of each sample times its timestep weight: (B,) float32.
@@ -157,7 +163,7 @@ class Objective(Generic[Conditioning]):
         `output` and `target` (B,C,h,w) on one device, `timesteps` (B,) int64; `mask` (B,1,h,w) float32 in [0, 1], on
         any device, filled with MaskSettings.missing for samples without a mask.
         """
-        mask = None if mask is None else mask.to(output.device)
+        mask = None if mask is None else upload(mask, output.device)
         rho = self.element.at(self.process, timesteps, output.device)
         return per_sample_loss(output, target, mask, self.mask, rho) * self.weight(timesteps, output.device)
 
@@ -167,7 +173,7 @@ class Objective(Generic[Conditioning]):
         Always squared, since outputs of a model have no outliers. `where` (B,1,h,w) weights the squares before the
         mean; `output` and `other` as those of `compare`.
         """
-        where = None if where is None else where.to(output.device)
+        where = None if where is None else upload(where, output.device)
         return per_sample_loss(output, other, where) * self.weight(timesteps, output.device)
 
     def weight(self, timesteps: Tensor, device: torch.device) -> Tensor:

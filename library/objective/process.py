@@ -131,27 +131,34 @@ class VariancePreserving:
         return {**betas, "num_train_timesteps": self.timesteps}
 
     @cached_property
-    def _table(self) -> Tensor:
+    def _tables(self) -> dict[str, Tensor]:
+        """a_t, s_t and their ratio squared from t = -1 on, (3, T + 1) float32, by device. They are computed in float64
+        on the CPU, and only then rounded and moved, once: a step looks up its timesteps without waiting."""
         import torch
 
-        return torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64)  # from t = -1 on
+        product = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64)
+        return {"cpu": torch.stack((product.sqrt(), (1.0 - product).sqrt(), product / (1.0 - product))).float()}
 
-    def _cumulative_product(self, t: Tensor) -> Tensor:
-        """abar_t in float64 on the CPU; values are derived from it there, and only then rounded and moved."""
-        return self._table[t.cpu() + 1]
+    def _look_up(self, row: int, t: Tensor, device: torch.device | None) -> Tensor:
+        from library.runtime.transfers import upload
+
+        device = device or t.device
+        table = self._tables.get(str(device))
+        if table is None:
+            table = self._tables[str(device)] = self._tables["cpu"].to(device)
+        return table[row][upload(t, device) + 1]
 
     def signal(self, t: Tensor, device: torch.device | None = None) -> Tensor:
         """a_t, the share of the clean sample: (B,) float32 on `device` (that of `t` if not given)."""
-        return self._cumulative_product(t).sqrt().float().to(device or t.device)
+        return self._look_up(0, t, device)
 
     def noise(self, t: Tensor, device: torch.device | None = None) -> Tensor:
         """s_t, the share of the noise: (B,) float32 on `device` (that of `t` if not given)."""
-        return (1.0 - self._cumulative_product(t)).sqrt().float().to(device or t.device)
+        return self._look_up(1, t, device)
 
     def snr(self, t: Tensor, device: torch.device | None = None) -> Tensor:
         """The signal-to-noise ratio abar_t / (1 - abar_t): (B,) float32 on `device` (that of `t` if not given)."""
-        product = self._cumulative_product(t)
-        return (product / (1.0 - product)).float().to(device or t.device)
+        return self._look_up(2, t, device)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = a_t x0 + s_t n, of the shape of `x0` (B, ...), float32."""

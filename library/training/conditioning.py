@@ -13,6 +13,7 @@ from library.data.batch import Batch, TextInput
 from library.data.cache import text_cache
 from library.data.cache.text_cache import TextStore
 from library.families.empty_text import zero_empty
+from library.runtime.transfers import upload
 from library.training.loading import text_settings
 from library.training.memory import compute_module
 
@@ -71,7 +72,7 @@ class Conditioner:
         if self.settings.empty_is_zero:
             outputs = zero_empty(outputs, texts)
         conditioning = {**outputs, "sizes": sizes, "score": score}
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in conditioning.items()}
+        return {name: upload(tensor, self.device) for name, tensor in conditioning.items()}
 
 
 def build_conditioner(facts: RunFacts, model: Model, trainable: Trainable, device: torch.device) -> Conditioner:

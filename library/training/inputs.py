@@ -13,10 +13,11 @@ from torch import nn
 
 from library.data import retries
 from library.data.cache import latent_cache
-from library.data.cache.text_cache import TextCacheBuild, build_text_cache, texts_of
+from library.data.cache.text_cache import MemoryTexts, TextCacheBuild, build_text_cache, texts_of
 from library.data.dataset import TrainingDataset
 from library.data.reading import ImageReader
 from library.data.scan.dataset_specs import cache_folder
+from library.messages import readable_bytes
 from library.objective.masking import MaskSettings
 from library.runtime.processes import ALONE, Processes
 from library.training.conditioning import MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from library.training.plan.facts import RunFacts
     from library.training.plan.images import Images
     from library.training.trainable import Trainable
+
+ON_DEVICE = 1 / 64  # share of the device's memory that encoded captions may take: no more than its use varies by
 
 
 def image_reader(images: Images) -> ImageReader:
@@ -122,6 +125,10 @@ def encode_captions_ahead(
     if not complete:
         say(f"more than {len(texts)} different captions occur: the others are encoded during training")
     conditioner.store = built.store
+    of_device = facts.machine.memory_bytes
+    if isinstance(built.store, MemoryTexts) and complete and of_device and built.store.size <= of_device * ON_DEVICE:
+        conditioner.store = built.store.on(conditioner.device)
+        say(f"encoded captions are kept on the device: {readable_bytes(built.store.size)}")
     return complete
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from library.objective.objective import Draws, Objective
 from library.objective.rollout import RolloutSettings
+from library.runtime.transfers import upload
 from library.sampling.samplers import make_scheduler, set_path
 from library.training.isolated_eval import isolated_eval
 from library.training.training_loss import Inputs, TrainingLoss
@@ -64,13 +65,14 @@ class Rollout:
         rolled = lengths.nonzero()[:, 0]
         if not len(rolled):
             return draws, draws
-        process, noise = self.objective.process, draws.noise.to(latents.device)
+        process, noise = self.objective.process, upload(draws.noise, latents.device)
         begin = draws.timesteps + lengths * self.settings.stride
         inputs = Inputs(process.add_noise(latents, noise, begin), begin, conditioning).rows(rolled.tolist())
         with isolated_eval(self.modules):
             x = self._descend(inputs, lengths[rolled])
-        clean, timesteps, places = latents[rolled], draws.timesteps[rolled], rolled.to(latents.device)
-        self._count_drift(x, process.add_noise(clean, noise[rolled], timesteps))
+        places = upload(rolled, latents.device)
+        clean, timesteps = latents[places], draws.timesteps[rolled]
+        self._count_drift(x, process.add_noise(clean, noise[places], timesteps))
         arrived = noise.index_copy(0, places, process.implied_noise(clean, x, timesteps))
         perturbation = None if draws.perturbation is None else draws.perturbation.index_fill(0, rolled, 0.0)
         seen = replace(draws, noise=arrived, perturbation=perturbation)
@@ -95,7 +97,7 @@ class Rollout:
             here = Inputs(x, ends + left * stride, inputs.conditioning).rows(places)
             output = self.predict(here).float()
             if not schedulers:
-                x[places] = self.objective.process.step(
+                x[upload(torch.tensor(places), x.device)] = self.objective.process.step(
                     here.noisy, output, here.timesteps, here.timesteps - stride, self.objective.prediction
                 )
             for row, place in enumerate(places if schedulers else ()):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from library.data.dataset import BatchLoader
 from library.runtime.allocator import preallocate_heap
 from library.runtime.signals import explain_interrupt
+from library.runtime.transfers import reads_locked_memory
 from library.training.after_step import Inputs, InTraining, build_after_step, build_saver, report
 from library.training.averaging.weights import build_weights
 from library.training.blocks.checkpoints import build_checkpoints
@@ -86,7 +87,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
         if options.cache.cache_latents:
             encoder = replace(encoder, vae=None)
             offload_vae(model, options.memory, keep=trainable.whole_model or plan.draws)
-        loader = BatchLoader(dataset, workers=plan.workers, pin_memory=run.device.type == "cuda")
+        loader = BatchLoader(dataset, workers=plan.workers, pin_memory=reads_locked_memory(run.device))
 
         # Encode the captions: all of them now, or batch by batch.
         place(model.backbone, plan.blocks.swapped, run.device, run.say)

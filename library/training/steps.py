@@ -12,6 +12,7 @@ import torch
 
 from library.data.order import BatchRequest
 from library.objective.loss import Term, sum_of_members, window_share
+from library.runtime.transfers import upload
 from library.training.averaging.weights import Weights
 from library.training.backward import Backward
 from library.training.gradients import Gradients
@@ -75,7 +76,7 @@ class Steps:
         with self.gradients.of_batch(last=request.last_of_window):
             with self.run.accelerator.autocast():
                 losses, terms = self.gradients.losses(self.losses, batch, step)
-            weights = batch.weights.to(losses.device, non_blocking=True)
+            weights = upload(batch.weights, losses.device)
             if not request.is_counted:
                 weights = torch.zeros_like(weights)
             share = window_share(losses, weights, request.window_samples)
@@ -86,7 +87,7 @@ class Steps:
             window.terms.setdefault(term.name, []).append(part)
         for term in terms:
             if term.members is not None:
-                members = term.members.to(losses.device, non_blocking=True)
+                members = upload(term.members, losses.device)
                 sums = sum_of_members(term.losses.detach(), members & (weights > 0))
                 window.drifts.setdefault(term.name, []).append(sums)
         if request.is_counted:

@@ -18,6 +18,7 @@ from library.objective.loss import Term
 from library.objective.masking import MaskSettings
 from library.objective.objective import Objective
 from library.runtime.seeds import keyed_draws, torch_generator
+from library.runtime.transfers import rows_at, upload
 from library.training.preservation.preservation import Preservation
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class Inputs:
 
     def rows(self, places: Sequence[int]) -> Inputs:
         """Some rows, in this order; a row may occur several times."""
-        chosen = {name: values[[*places]] for name, values in self.conditioning.items()}
-        return Inputs(self.noisy[[*places]], self.timesteps[[*places]], chosen)
+        chosen = {name: rows_at(values, places) for name, values in self.conditioning.items()}
+        return Inputs(rows_at(self.noisy, places), rows_at(self.timesteps, places), chosen)
 
 
 @dataclass
@@ -83,12 +84,14 @@ class TrainingLoss:
         seen, wanted = draws, draws
         if self.rollout is not None:
             seen, wanted = self.rollout(draws, latents, conditioning, self.generators(batch, "rollout"), step)
-        noisy = self.objective.noisy(latents, seen)
-        return Inputs(noisy, draws.timesteps, conditioning), self.objective.target(latents, wanted)
+        on_device = seen.on(latents.device)
+        noisy = self.objective.noisy(latents, on_device)
+        target = self.objective.target(latents, on_device if wanted is seen else wanted.on(latents.device))
+        return Inputs(noisy, draws.timesteps, conditioning), target
 
     def predict(self, inputs: Inputs) -> Tensor:
         """The backbone's output, (N, C, h, w)."""
-        timesteps = inputs.timesteps.to(self.device)
+        timesteps = upload(inputs.timesteps, self.device)
         return self.model.family.predict(self.model.backbone, inputs.noisy, timesteps, inputs.conditioning)
 
     def measured(self) -> dict[str, Tensor]:
@@ -103,7 +106,7 @@ class TrainingLoss:
     def latents(self, batch: Batch) -> Tensor:
         """(B, C, h, w) float32, unscaled: from the cache, or encoded now."""
         if batch.latents is not None:
-            return batch.latents.to(self.device, non_blocking=True)
+            return upload(batch.latents, self.device)
         if batch.pixels is None:
             raise ValueError("a batch must contain pixels or latents")
         return self.model.family.encode_images(self.vae, batch.pixels, self.generators(batch, "posterior"))

@@ -87,7 +87,7 @@ def test_encoders_of_two_lengths_give_one_conditioning(tmp_path: Path, monkeypat
 def test_weights_of_captions_move_and_are_pinned_with_their_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
     text_input = TextInput(torch.zeros(1, 3, dtype=torch.int64), weights=torch.ones(1, 3))
-    pinned, moved = text_input.pin_memory(), text_input.to("meta")
+    pinned, moved = text_input.pin_memory(), text_input.to(torch.device("meta"))
     assert pinned.ids.tolist() == [[1, 1, 1]] and pinned.mask is None
     assert pinned.weights is not None and pinned.weights.tolist() == [[2, 2, 2]]
     assert moved.ids.is_meta and moved.weights is not None and moved.weights.is_meta and moved.mask is None

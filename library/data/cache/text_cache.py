@@ -63,7 +63,7 @@ class _Location(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryTexts:
-    """Outputs of each text, in memory on the CPU."""
+    """Outputs of each text, in memory."""
 
     texts: Mapping[str, Outputs]
 
@@ -73,8 +73,20 @@ class MemoryTexts:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all outputs."""
+        return sum(tensor.nbytes for row in self.texts.values() for tensor in row.values())
+
+    def on(self, device: torch.device) -> MemoryTexts:
+        """A copy on a device."""
+        return MemoryTexts(
+            {text: {name: tensor.to(device) for name, tensor in row.items()} for text, row in self.texts.items()}
+        )
+
     def get(self, texts: Sequence[str]) -> Outputs:
-        """Outputs of these texts, a row each, on the CPU, in the encoder dtype. Raises KeyError for a missing text."""
+        """Outputs of these texts, a row each, where the store is, in the encoder dtype. Raises KeyError for a missing
+        text."""
         return _stacked([self.texts[text] for text in texts])
 
 
@@ -136,12 +148,14 @@ def missing(texts: Iterable[str], store: TextStore) -> list[str]:
 
 
 def outputs(texts: Sequence[str], store: TextStore, encode: Encode) -> Outputs:
-    """Outputs of these texts, a row each, on the CPU: from the store, or encoded now without storing them."""
+    """Outputs of these texts, a row each, where the store is: from it, or, on the CPU, some of them encoded now without
+    storing them."""
     new = missing(texts, store)
     if not new:
         return store.get(texts)
     encoded = dict(zip(new, _rows(new, encode, len(new)), strict=True))
-    return _stacked([encoded[text] if text in encoded else _row(store.get([text]), 0) for text in texts])
+    rows = [encoded[text] if text in encoded else _row(store.get([text]), 0) for text in texts]
+    return _stacked([{name: tensor.cpu() for name, tensor in row.items()} for row in rows])
 
 
 def build_text_cache(  # noqa: PLR0913 - called once; each argument varies alone in tests

@@ -45,14 +45,16 @@ def encode_images(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator
     """
     import torch
 
+    from library.runtime.transfers import upload
+
     if len(generators) != len(pixels):
         raise ValueError(f"{len(pixels)} images need as many generators, not {len(generators)}")
     with torch.no_grad():
-        posterior = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype)).latent_dist
+        posterior = vae.encode(upload(pixels, vae.device).to(vae.dtype)).latent_dist
     mean: Tensor = posterior.mean.float()
     deviation: Tensor = posterior.std.float()
     noise = torch.stack([torch.randn(mean.shape[1:], generator=generator) for generator in generators])
-    return mean + deviation * noise.to(mean.device)
+    return mean + deviation * upload(noise, mean.device)
 
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:

@@ -45,6 +45,14 @@ def _pieces(
             start, size = place + 1, 0
 
 
+def _copied(parameters: Sequence[nn.Parameter], device: torch.device) -> list[Tensor]:
+    """The values of parameters on a device in float32. To main memory they are copied together, with one wait."""
+    values = [parameter.detach().to(device, non_blocking=True) for parameter in parameters]
+    if device.type == "cpu" and parameters[0].device.type != "cpu":
+        torch.accelerator.synchronize()
+    return [value.float() for value in values]
+
+
 def share_unless(held: Tensor | None, share: float) -> float | Tensor:
     """The share, () float32 on the device: 0 where `held` is 1. Without `held` the number itself."""
     return share if held is None else (1 - held) * share
@@ -71,7 +79,7 @@ class WeightAverage:
     def move(self, share: float | Tensor) -> None:
         """Give the weights of now this share of the average."""
         for shadows, parameters in self._pieces:
-            values = [parameter.detach().to(shadows[0].device, torch.float32) for parameter in parameters]
+            values = _copied(parameters, shadows[0].device)
             if isinstance(share, Tensor):
                 torch._foreach_lerp_(shadows, values, [share.to(shadows[0].device)] * len(shadows))
             else:

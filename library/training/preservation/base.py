@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from library.runtime.transfers import upload
 from library.training.isolated_eval import isolated_eval
 from library.training.loading import load_model
 from library.training.memory import set_attention
@@ -49,7 +50,7 @@ class Base:
                 own = self.conditioner.from_texts([*captions], given["sizes"], given["score"])
                 inputs = replace(inputs, conditioning=own)
             chosen = inputs.rows(rows)
-            timesteps = chosen.timesteps.to(chosen.noisy.device)
+            timesteps = upload(chosen.timesteps, chosen.noisy.device)
             return self.family.predict(self.backbone, chosen.noisy, timesteps, chosen.conditioning)
 
 

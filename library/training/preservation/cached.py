@@ -18,6 +18,7 @@ from torch import Tensor
 from library.data.order import BatchRequest
 from library.options.mistakes import Mistake, UserError
 from library.runtime.progress import ProgressBar
+from library.runtime.transfers import upload
 from library.training.isolated_eval import isolated_eval
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class CachedPredictions:
         """The base's output for some rows of the inputs, which are samples of the batch: (len(rows), C, h, w)."""
         keys = batch.sample_index[[*rows]].tolist()
         # float32 first: autocast to bfloat16 refuses to stack float16
-        return torch.stack([self.outputs[key].float() for key in keys]).to(inputs.noisy.device)
+        return upload(torch.stack([self.outputs[key].float() for key in keys]), inputs.noisy.device)
 
 
 def predict_ahead(

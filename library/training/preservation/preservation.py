@@ -11,6 +11,7 @@ from torch import Tensor
 
 from library.objective.loss import Term
 from library.objective.masking import UNCHANGED_MASKS, MaskSettings
+from library.runtime.transfers import rows_at, upload
 from library.training.preservation.anchors import Share, share_of
 from library.training.preservation.base import Base, loaded_base, switched_off_base
 from library.training.preservation.cached import CachedPredictions, predict_ahead
@@ -109,7 +110,7 @@ class Anchored:
         if self.is_reg is None:
             terms = [Term("denoising", denoising)]
         else:
-            is_reg = self.is_reg.to(denoising.device)
+            is_reg = upload(self.is_reg, denoising.device)
             terms = [Term("denoising", torch.where(is_reg, 0.0, denoising))]
             terms += [
                 Term(anchor.name, torch.where(is_reg, denoising, 0.0), anchor.weight)
@@ -125,10 +126,12 @@ class Anchored:
         members = torch.zeros(samples, dtype=torch.bool)
         if share.places and self.base_outputs is not None:
             rows = self.rows[anchor]
-            base = self.base_outputs[[self.base[row] for row in rows]]
-            distances = objective.distance(output[rows], base, self.inputs.timesteps[rows], share.where)
+            base = rows_at(self.base_outputs, [self.base[row] for row in rows])
+            distances = objective.distance(
+                rows_at(output, rows), base, rows_at(self.inputs.timesteps, rows), share.where
+            )
             places = torch.tensor(share.places)
-            losses = losses.index_put((places.to(output.device),), distances)
+            losses = losses.index_put((upload(places, output.device),), distances)
             members[places] = True
         return Term(anchor.name, losses, anchor.weight, members)
 
