@@ -59,6 +59,7 @@ class Gauge:
         """Return freed memory to the system."""
         import gc
 
+        gc.unfreeze()  # what was alive when a run imported its packages is never collected otherwise
         gc.collect()
         if hasattr(self.module, "empty_cache"):
             self.module.empty_cache()

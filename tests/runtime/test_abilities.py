@@ -8,11 +8,13 @@ from library.options.groups.memory import MemoryOptions
 from library.options.groups.optimizer import OptimizerOptions
 from library.options.mistakes import Mistakes
 from library.runtime.abilities import computes_bf16
-from library.runtime.device import Machine
+from library.runtime.device import DEVICES, Machine
 from library.runtime.precision import resolve
 from library.runtime.torch_build import TorchBuild
 from library.training.optim.optimizer_device import check_device
 from library.training.optim.optimizers import choose_optimizer
+from library.training.plan.memory import assumptions
+from library.training.quantised.formats import FORMATS
 
 ROCM = TorchBuild("2.13.0+rocm7.2", hip="7.2")
 APPLE, ARC = Machine("mps", "Apple GPU"), Machine("xpu", "Intel GPU")
@@ -61,3 +63,9 @@ def test_bitsandbytes_has_no_optimizer_for_apples_gpus(name: str) -> None:
     mistakes = Mistakes()
     check_device(choose_optimizer(OptimizerOptions(optimizer_type="AdamW")), APPLE, mistakes, [])
     assert not mistakes
+
+
+def test_every_device_has_its_row_in_the_tables_of_the_plan() -> None:
+    """A device without one would end the plan with a KeyError."""
+    assert set(assumptions.DEVICES) == set(DEVICES)
+    assert FORMATS["int8"].devices == set(DEVICES)

@@ -32,6 +32,7 @@ CUDA = DeviceMemory(
     attention_extra=4,  # FlashAttention 2 adds up the gradient of the queries in fp32 (arXiv 2307.08691)
     spare=0.05,  # assumed
 )
+XPU = CUDA  # assumed: torch's allocator for it is that for CUDA; nothing was measured there
 MPS = DeviceMemory(0, 0, 1, wide_norms=True, attention_extra=0, spare=0.05)
 CPU = DeviceMemory(
     context=390 * MIB,  # measured: what Python and the imports take (benchmarks/RESULTS.md)
@@ -41,7 +42,7 @@ CPU = DeviceMemory(
     attention_extra=0,
     spare=0.0,
 )
-DEVICES: dict[DeviceKind, DeviceMemory] = {"cuda": CUDA, "mps": MPS, "cpu": CPU}
+DEVICES: dict[DeviceKind, DeviceMemory] = {"cuda": CUDA, "xpu": XPU, "mps": MPS, "cpu": CPU}
 
 STEP_COPIES: dict[str, float] = {
     "torch.optim.adamw.AdamW": 0.0,  # one kernel updates in place
