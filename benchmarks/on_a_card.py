@@ -39,7 +39,10 @@ from benchmarks.machine import describe  # noqa: E402
 
 PARTS = ("device", "agreement", "speed", "memory", "vae")
 # Seconds that each part may take; what one does not use is left to the others.
-LIMITS = {"device": 60.0, "agreement": 150.0, "speed": 75.0, "memory": 110.0, "vae": 45.0}
+LIMITS = {"device": 60.0, "agreement": 125.0, "speed": 68.0, "memory": 100.0, "vae": 40.0}
+RUN_COLUMNS = (
+    "run", "batch", "s a step", "images/s", "of the bf16 rate", "allocated", "predicted", "reserved", "first step", "",
+)  # fmt: skip
 CLOSING = 3.0  # seconds kept for the last table
 
 
@@ -99,24 +102,27 @@ def device_part(session: Session) -> None:
 
 def agreement_part(session: Session) -> None:
     """The losses of the miniatures on the card beside those on the CPU, which another process computes meanwhile."""
-    steps, known = 3 if session.tiny else STEPS, rows(tiny=session.tiny)
-    limit = session.limit("agreement")
-    children = {
-        "device": session.child("agreement", session.folder / "device", "device", steps, limit=limit),
-        "cpu": session.child("agreement", session.folder / "cpu", "cpu", steps, limit=limit, cpu=True),
-    }
-    table = Table("run", "compared with", "largest difference of a loss", "tolerance", "", "s")
+    known = rows(tiny=session.tiny)
+    end = time.monotonic() + session.limit("agreement")
+    children = {where: start_agreement(session, where, 0, end) for where in ("device", "cpu")}
+    table = Table("run", "compared with", "largest difference of a loss", "tolerance", "s", "")
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    waiting = list(known)
+    waiting, begun = list(known), ""
     try:
         while waiting and not all(child.ended for child in children.values()):
             for where, child in children.items():
                 result = child.poll(0.2)
-                if result is not None:
+                if result is not None and result["kind"] == "losses":
                     found[where, result["row"]] = result
+                elif result is not None and where == "device":
+                    begun = result["row"]
             for row in [row for row in waiting if ready(row, found)]:
                 waiting.remove(row)
                 compare(table, row, found["device", row.name], found.get(("cpu", row.against or row.name)))
+            if children["device"].broke and begun:  # go on behind the row that broke it
+                table.row(begun, remark=children["device"].ended)
+                first = 1 + [row.name for row in known].index(begun)
+                children["device"], begun = start_agreement(session, "device", first, end), ""
     finally:
         for child in children.values():
             child.kill()
@@ -125,6 +131,15 @@ def agreement_part(session: Session) -> None:
             compare(table, row, found["device", row.name], None)
     for child in children.values():
         table.end(child)
+
+
+def start_agreement(session: Session, where: str, first: int, end: float) -> Child:
+    """A process that trains the miniatures on the "device" or on the "cpu", from the row with this number on."""
+    steps = 3 if session.tiny else STEPS
+    limit = max(1.0, end - time.monotonic())
+    return session.child(
+        "agreement", session.folder / f"{where} {first}", where, steps, first, limit=limit, cpu=where == "cpu"
+    )
 
 
 def ready(row: Any, found: Mapping[tuple[str, str], dict[str, Any]]) -> bool:
@@ -137,7 +152,7 @@ def compare(table: Table, row: Any, own: Mapping[str, Any], cpu: Mapping[str, An
     """Print the row of a run."""
     beside = row.against or "itself"
     if own["error"]:
-        table.row(row.name, beside, "", "", f"not here: {own['error']}", f"{own['seconds']:.1f}")
+        table.row(row.name, beside, "", "", f"{own['seconds']:.1f}", remark=f"not here: {own['error']}")
         return
     difference = None if cpu is None else largest_difference(dict(own["losses"]), dict(cpu["losses"]))
     why = "" if cpu is None else cpu["error"]
@@ -145,19 +160,17 @@ def compare(table: Table, row: Any, own: Mapping[str, Any], cpu: Mapping[str, An
     if difference is not None:
         verdict = "equal" if difference <= row.tolerance else "DIFFERENT"
     shown = "" if difference is None else f"{difference:.1e}"
-    table.row(row.name, beside, shown, f"{row.tolerance:g}", verdict, f"{own['seconds']:.1f}")
+    table.row(row.name, beside, shown, f"{row.tolerance:g}", f"{own['seconds']:.1f}", remark=verdict)
 
 
 def speed_part(session: Session) -> None:
     """Seconds a step and the best batch of each case, each in a process of its own."""
-    table = Table(
-        "run", "batch", "s a step", "images/s", "share of the bf16 rate", "allocated", "reserved", "first step", ""
-    )
+    table = Table(*RUN_COLUMNS)
     profiles = []
     for case in SPEED:
         best: dict[str, Any] = {}
         if session.left() < CLOSING:
-            table.row(case.name, "", "", "", "", "", "", "", "no time left")
+            table.row(case.name, remark="no time left")
             continue
         limit = session.limit("speed")
         deadline = time.time() + limit - 2
@@ -183,15 +196,18 @@ def run_row(session: Session, table: Table, case: Case, found: Mapping[str, Any]
     batch, seconds = found["batch"], found["seconds"]
     if found["error"] or not seconds:
         why = "out of memory" if found["out_of_memory"] else f"not here: {found['error']}"
-        table.row(case.name, str(batch), "", "", "", "", "", "", why)
+        table.row(case.name, str(batch), remark=why)
         return
     rate, share = session.rates.get("bf16"), ""
     if rate:
         share = f"{found['flops'] / seconds / rate:.1%}"
     remark = "" if found["last_loss"] is not None else "no loss was logged"
+    if found["before"] > 5e7:
+        remark = f"{gigabytes(found['before'])} were still allocated before".strip()
     table.row(
         case.name, str(batch), seconds_text(seconds), f"{batch / seconds:.4g}", share,
-        gigabytes(found["allocated"]), gigabytes(found["reserved"]), f"{found['first_step']:.1f} s", remark,
+        gigabytes(found["allocated"]), "" if batch > 1 else gigabytes(found["predicted"]), gigabytes(found["reserved"]),
+        f"{found['first_step']:.1f} s", remark=remark,
     )  # fmt: skip
     if batch == 1 and case.seconds is not None:
         shown = f"{seconds:.4f} s"
@@ -221,22 +237,27 @@ def profile_table(found: Mapping[str, Any]) -> None:
 
 def memory_part(session: Session) -> None:
     """Peaks of the cases for little memory, of one model after the other."""
-    table = Table(
-        "run", "batch", "s a step", "images/s", "share of the bf16 rate", "allocated", "reserved", "first step", ""
-    )
+    table = Table(*RUN_COLUMNS)
     for model in ("sdxl", "sd15"):
         cases = {case.name: case for case in MEMORY if case.model == model}
-        if session.left() < CLOSING:
-            table.row(f"all of {model}", "", "", "", "", "", "", "", "no time left")
-            continue
-        limit = session.limit("memory")
-        child = session.child(
-            "full_runs", session.folder, f"{time.time() + limit - 5:.1f}", "memory", *cases, limit=limit
-        )
-        for found in child.results():
-            if found["kind"] == "run":
-                run_row(session, table, cases[found["case"]], found)
-        table.end(child)
+        names = list(cases)
+        while names and session.left() > CLOSING:
+            limit = session.limit("memory")
+            deadline = f"{time.time() + limit - 5:.1f}"
+            child, before = (
+                session.child("full_runs", session.folder, deadline, "memory", *names, limit=limit),
+                len(names),
+            )
+            for found in child.results():
+                if found["kind"] == "run":
+                    run_row(session, table, cases[found["case"]], found)
+                    names.remove(found["case"])
+            table.end(child)
+            if not child.broke:
+                break
+            del names[: len(names) == before]  # the case that broke it without a word; go on behind it
+        if names:
+            table.row(", ".join(names), remark="no time left")
 
 
 def vae_part(session: Session) -> None:

@@ -10,8 +10,8 @@ Flags = Mapping[str, Any]
 STEPS = 20
 
 # The largest difference of a loss from the CPU's, relative to it, over 20 steps. In float32 the order of sums differs;
-# half precision keeps 8 (bf16) or 11 bits (fp16, TF32) of each factor.
-EXACT, ROUNDED, HALF, BRAIN = 1e-3, 1e-2, 2e-2, 6e-2
+# half precision keeps 8 (bf16) or 11 bits (fp16, TF32) of each factor. On a CPU, bf16 differs by 8e-3 from float32.
+EXACT, ROUNDED, HALF, BRAIN = 1e-3, 1e-2, 1e-2, 3e-2
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ _ASIDE: Flags = {  # everything that happens beside the steps, and what the loss
 }  # fmt: skip
 
 FULL, LORA, CACHED = "all weights, fp32", "LoRA, fp32", "LoRA, latents and captions cached"
+UNCLIPPED = "all weights, not clipped"
 ROWS: tuple[Row, ...] = (
     # in order of worth: a cut-off run keeps the first ones
     Row(FULL),
@@ -69,12 +70,22 @@ ROWS: tuple[Row, ...] = (
     Row("base nf4 (bitsandbytes)", "adapter", flags=_LORA | {"base_model_precision": "nf4"}),
     Row("base fp8 (optimum-quanto)", "adapter", flags=_LORA | {"base_model_precision": "fp8"}),
     Row("base int8 (torchao)", "adapter", flags=_LORA | {"base_model_precision": "int8-torchao"}),
-    Row("fused_backward_pass", flags={"fused_backward_pass": True, "max_grad_norm": 0}, against="no clipping"),
-    Row("no clipping", flags={"max_grad_norm": 0}),
-    Row("blocks_to_swap", flags={"blocks_to_swap": 2}, against=FULL),
-    Row("blocks_to_swap, LoRA", "adapter", flags=_LORA | {"blocks_to_swap": 2}, against=LORA),
-    Row("cpu_offload_checkpointing", flags=_CHECKPOINTED | {"cpu_offload_checkpointing": True}, against=FULL),
+    Row("fused_backward_pass, clipped", flags={"fused_backward_pass": True}, against=FULL),
+    Row("fused_backward_pass, not clipped", flags={"fused_backward_pass": True, "max_grad_norm": 0}, against=UNCLIPPED),
+    Row(UNCLIPPED, flags={"max_grad_norm": 0}),
+    Row("fused_optimizer_groups", flags={"fused_optimizer_groups": 4}, against=FULL),
     Row("offload_optimizer", flags={"offload_optimizer": True}, against=FULL),
+    Row("offload_optimizer, fused", flags={"offload_optimizer": True, "fused_backward_pass": True}, against=FULL),
+    Row(
+        "full_bf16, Kahan", flags=_BF16 | {"full_bf16": True, "bf16_rounding": "kahan"}, against=FULL, tolerance=BRAIN,
+    ),
+    Row("blocks_to_swap", "adapter", flags=_LORA | {"blocks_to_swap": 2}, against=LORA),
+    Row(
+        "blocks_to_swap, checkpointing", "adapter",
+        flags=_LORA | _CHECKPOINTED | {"blocks_to_swap": 2}, against=LORA,
+    ),
+    Row("cpu_offload_checkpointing", flags=_CHECKPOINTED | {"cpu_offload_checkpointing": True}, against=FULL),
+    Row("recompute less", flags=_CHECKPOINTED | {"gradient_checkpointing_policy": "attention"}, against=FULL),
     Row("torch_compile", "adapter", flags=_LORA | {"torch_compile": True}, against=LORA),
     Row("cuda_graphs", "adapter", flags=_LORA | _CACHED | {"cuda_graphs": True}, against=CACHED),
     Row("LoHa SD2", "adapter", "sd2", {"network_module": "networks.loha", "network_dim": 2}),

@@ -69,6 +69,11 @@ class Child:
             self.ended = "done" if code == 0 else f"exit code {code}: {' / '.join(self.tail)[-600:]}"
         return found
 
+    @property
+    def broke(self) -> bool:
+        """Whether the process ended by itself with an error, and its time is not over."""
+        return self.ended.startswith("exit code") and time.monotonic() < self.end
+
     def results(self) -> Iterator[dict[str, Any]]:
         """All results, until the process ends or its time is over."""
         try:

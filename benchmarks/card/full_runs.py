@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.card.cases import Case, arithmetic, case_of
 from benchmarks.card.gauge import Gauge, best_device, chosen_device
-from benchmarks.card.lines import emit
-from benchmarks.card.measured_run import Marks, Measured, measure, missing_flags, words
+from benchmarks.card.lines import emit, leave_broken_device
+from benchmarks.card.measured_run import Marks, Measured, command_words, measure, missing_flags
 
 if TYPE_CHECKING:
     from library.training.recipe import Recipe
@@ -44,7 +44,7 @@ def arguments(case: Case, folder: Path, batch: int, steps: int, *, tiny: bool) -
         "seed": 1,
         **case.flags,
     }
-    return words(flags)
+    return command_words(flags)
 
 
 def model_of(case: Case, *, tiny: bool) -> str:
@@ -86,8 +86,23 @@ def forward_flops(case: Case, *, tiny: bool) -> dict[str, float]:
     return counts
 
 
-def report(case: Case, batch: int, measured: Measured, flops: float) -> None:
-    """Print the measurements of a run."""
+def predicted_peak(recipe: Recipe, words: Sequence[str]) -> int | None:
+    """The peak in bytes that the plan of a command predicts for this machine; None if it does not tell."""
+    from library.options.mistakes import UserError
+    from library.options.parse import parse
+    from library.training.plan.plan import decide
+
+    try:
+        memory = decide(parse(words, recipe.program)).memory
+    except UserError:
+        return None
+    return None if memory is None else memory.peak
+
+
+def report(
+    case: Case, batch: int, measured: Measured, flops: float, predicted: int | None = None, before: int = 0
+) -> None:
+    """Print the measurements of a run. `before`: what earlier ones left allocated, in bytes."""
     emit(
         "run",
         case=case.name,
@@ -101,7 +116,10 @@ def report(case: Case, batch: int, measured: Measured, flops: float) -> None:
         reserved=measured.peak.reserved,
         of_steps=measured.peak_of_steps.allocated,
         last_loss=max(measured.losses.items(), default=(0, None))[1],
+        predicted=predicted,
+        before=before,
     )
+    leave_broken_device(measured.error)
 
 
 def report_profile(case: Case, measured: Measured, marks: Marks) -> None:
@@ -155,9 +173,11 @@ def run_case(case: Case, folder: Path, deadline: float, began: float, *, grows: 
     gauge = Gauge(best_device())
     marks = Marks(2, 3, 2 if grows else 0) if tiny else Marks(5, 20, 3) if grows else Marks(2, 4)
     recipe = recipe_of(case)
-    measured = measure(recipe, arguments(case, folder, 1, marks.total, tiny=tiny), marks, began)
+    before = gauge.allocated()
+    words = arguments(case, folder, 1, marks.total, tiny=tiny)
+    measured = measure(recipe, words, marks, began)
     flops = arithmetic(case, forward_flops(case, tiny=tiny))
-    report(case, 1, measured, flops)
+    report(case, 1, measured, flops, predicted_peak(recipe, words), before)
     if measured.profile is not None:
         report_profile(case, measured, marks)
     best, batch = 1 / (measured.seconds or 1e9), 1

@@ -50,6 +50,10 @@ class Gauge:
             return Peak(_process_peak())
         return Peak(self._ask("max_memory_allocated"), self._ask("max_memory_reserved"))
 
+    def allocated(self) -> int:
+        """Bytes of tensors now; 0 if unknown."""
+        return (self._ask("memory_allocated") if self.module is not None else None) or 0
+
     def reset_peak(self) -> None:
         """Begin anew; on the CPU that is not possible."""
         if hasattr(self.module, "reset_peak_memory_stats"):

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from library.checkpoints.lazy import LazyTensor
 
 MODELS = ("sd15", "sdxl", "tiny-sd1", "tiny-sdxl")
@@ -65,8 +68,26 @@ def random_weights(module: Any) -> None:
             if isinstance(parameter.data, PackedWeight):
                 for _, piece in parameter.data.packed.pieces:  # type: ignore[attr-defined]
                     _fill_packed(piece, deviation)
+            elif parameter.device.type == "cpu":
+                _fill_from_pool(parameter, mean, deviation)
             else:
                 parameter.normal_(mean, deviation)
+
+
+@cache
+def _pool() -> torch.Tensor:
+    """Four million normal values: drawing those of a large model takes half a minute, copying them seconds."""
+    import torch
+
+    return torch.randn(2**22 + 1)  # not a multiple of any row
+
+
+def _fill_from_pool(parameter: torch.Tensor, mean: float, deviation: float) -> None:
+    """Fill a weight with values of the pool, again and again."""
+    flat, pool = parameter.view(-1), _pool()
+    for start in range(0, len(flat), len(pool)):
+        part = flat[start : start + len(pool)]
+        part.copy_(pool[: len(part)]).mul_(deviation).add_(mean)
 
 
 def _spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

@@ -16,6 +16,15 @@ def emit(kind: str, **values: Any) -> None:
     stream.flush()
 
 
+def leave_broken_device(error: str) -> None:
+    """End the process after an error that leaves the device unusable for it (an illegal access to memory): whoever
+    started it starts another one for what is left."""
+    if any(
+        sign in error for sign in ("CUDA error", "HIP error", "device-side assert", "CUBLAS_STATUS_EXECUTION_FAILED")
+    ):
+        sys.exit(3)
+
+
 def parse(line: str) -> dict[str, Any] | None:
     """The result in a line of output; None if it is another line."""
     place = line.find(MARK)  # a progress bar may stand before it

@@ -203,7 +203,7 @@ def missing_flags(flags: Mapping[str, object]) -> str:
     return ", ".join(f"this version has no --{name}" for name in flags if name in FUTURE_FLAGS)
 
 
-def words(flags: dict[str, object]) -> list[str]:
+def command_words(flags: dict[str, object]) -> list[str]:
     """A command line. True adds a flag without a value; None and False leave it out; a list gives several values."""
     line: list[str] = []
     for name, value in flags.items():

@@ -7,6 +7,8 @@ Each is a line of JSON (lines.py).
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,12 @@ def describe_device(gauge: Gauge) -> None:
         ):
             if hasattr(found, name):
                 facts[name] = getattr(found, name)
+    if shutil.which("nvidia-smi"):
+        asked = "--query-gpu=driver_version,clocks.max.sm,power.limit"
+        answer = subprocess.run(
+            ["nvidia-smi", asked, "--format=csv,noheader"], capture_output=True, timeout=30, check=False
+        )
+        facts["driver, clock, power"] = answer.stdout.decode("utf-8", "replace").strip()
     names = (
         "diffusers",
         "transformers",

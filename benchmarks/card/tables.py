@@ -17,8 +17,10 @@ class Table:
         self.columns = columns
         self.rows = 0
 
-    def row(self, *cells: str) -> None:
-        """Print a row at once. A vertical bar or line end in a cell would end it."""
+    def row(self, *cells: str, remark: str = "") -> None:
+        """Print a row at once, `remark` in its last column. A vertical bar or line end in a cell would end it."""
+        if remark or len(cells) < len(self.columns):
+            cells = (*cells, *[""] * (len(self.columns) - len(cells) - 1), remark)
         if not self.rows:
             print(f"| {' | '.join(self.columns)} |\n|{'---|' * len(self.columns)}", flush=True)
         self.rows += 1
@@ -28,7 +30,7 @@ class Table:
     def end(self, child: Child) -> None:
         """Say how a process ended that filled the table, unless it was done."""
         if child.ended not in ("", "done"):
-            self.row(f"{child.name}: {child.ended}", *[""] * (len(self.columns) - 1))
+            self.row(f"{child.name}: {child.ended}")
 
 
 @dataclass

@@ -17,7 +17,7 @@ from benchmarks.card.full_runs import arguments, prepare
 from benchmarks.card.lines import emit, parse
 from benchmarks.card.measured_run import Marks, measure
 from benchmarks.card.tables import Bars, Table
-from benchmarks.on_a_card import Session, run_row
+from benchmarks.on_a_card import RUN_COLUMNS, Session, run_row
 from library.checkpoints.files import read_header
 from library.families.registry import detect
 from library.training.quantised import backends
@@ -54,26 +54,31 @@ def test_a_process_ends_without_the_others(tmp_path: Path, end: str, limit: floa
     child = Child("measures", [], limit, {"PYTHONPATH": str(tmp_path)})
     assert len(list(child.results())) == found
     assert child.ended.startswith(told)
+    assert child.broke == told.startswith("exit code")
 
 
 def test_a_row_is_printed_at_once_and_stays_one_row(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("run", "remark")
     table.row("a | b", "two\nlines")
     assert capsys.readouterr().out.splitlines() == ["| run | remark |", "|---|---|", "| a / b | two lines |"]
-    table.row("c", "")
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    table.row("c", remark="no time left")
+    assert capsys.readouterr().out == "| c | no time left |\n"
+    wide = Table("run", "batch", "s", "")
+    wide.row("d", remark="not here")
+    assert capsys.readouterr().out.splitlines()[-1] == "| d |  |  | not here |"
 
 
 def run_of(seconds: float, batch: int = 1) -> dict[str, object]:
     return {
         "batch": batch, "seconds": seconds, "error": "", "out_of_memory": False, "flops": 2e12 * batch,
-        "first_step": 9.0, "allocated": int(1.7e9), "reserved": None, "last_loss": 0.1,
+        "first_step": 9.0, "allocated": int(1.7e9), "reserved": None, "predicted": int(1.6e9), "before": 0,
+        "last_loss": 0.1,
     }  # fmt: skip
 
 
 def test_bars_are_judged_at_batch_1(capsys: pytest.CaptureFixture[str]) -> None:
     session = Session(Path(), 0.0, rates={"bf16": 800e12}, bars=Bars())
-    table = Table("run")
+    table = Table(*RUN_COLUMNS)
     for seconds, batch in ((0.034, 1), (0.036, 1), (0.2, 8)):
         run_row(session, table, SPEED[0], run_of(seconds, batch))
     run_row(session, table, MEMORY[1], run_of(0.1))
