@@ -20,6 +20,7 @@ def free_memory(error: BaseException) -> None:
     """Free what was computed where an error arose: its frames hold activations until it is forgotten."""
     traceback.clear_frames(error.__traceback__)
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    if "torch" in sys.modules:
+        from library.runtime.accelerator import release_cached
+
+        release_cached()

@@ -59,8 +59,9 @@ def keyed_draws(*parts: int | str) -> Iterator[None]:
     trace in them."""
     import torch
 
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
+    from library.runtime.accelerator import forked_generators
+
+    with forked_generators():
         torch.manual_seed(draw_seed(*parts))
         yield
 

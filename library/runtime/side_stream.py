@@ -13,7 +13,7 @@ from torch import Tensor
 Arrival = Any
 """An event of the device: what was copied is there once it has happened. None: it is there."""
 
-_WITH_STREAMS = ("cuda", "xpu")
+_WITHOUT_STREAMS = ("cpu", "mps")
 
 
 class SideStream:
@@ -23,7 +23,7 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._streams: Any = torch.get_device_module(device) if device.type in _WITH_STREAMS else None
+        self._streams: Any = None if device.type in _WITHOUT_STREAMS else torch.get_device_module(device)
         self._stream = None if self._streams is None else self._streams.Stream(device)
 
     @property

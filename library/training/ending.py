@@ -72,21 +72,23 @@ def peak_memory(device: torch.device) -> Iterator[str]:
 
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # getrusage(2): kilobytes, on macOS bytes
         yield f"{readable_bytes(most * (1 if sys.platform == 'darwin' else 1024))} of memory"
-    if device.type == "cuda":
-        import torch
+    from library.runtime.accelerator import peak_bytes
 
-        yield f"{readable_bytes(torch.cuda.max_memory_allocated(device))} of GPU memory"
+    peak = peak_bytes(device)
+    if peak is not None:
+        yield f"{readable_bytes(peak)} of GPU memory"
 
 
 def memory_in_use(device: torch.device) -> dict[str, int]:
     """Bytes that this process has now: `memory_bytes`, and on a GPU the tensors there as `gpu_memory_bytes`."""
     import psutil
 
-    in_use = {"memory_bytes": int(psutil.Process().memory_info().rss)}
-    if device.type == "cuda":
-        import torch
+    from library.runtime.accelerator import bytes_in_use
 
-        in_use["gpu_memory_bytes"] = torch.cuda.memory_allocated(device)
+    in_use = {"memory_bytes": int(psutil.Process().memory_info().rss)}
+    on_device = bytes_in_use(device)
+    if on_device is not None:
+        in_use["gpu_memory_bytes"] = on_device
     return in_use
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from library.runtime.accelerator import release_cached
 from library.runtime.precision import Attention, FloatName, Precision, torch_dtype
 from library.runtime.stored_weights import compute_in_stored_dtype
 from library.training.blocks.checkpoints import checkpoint_activations
@@ -112,8 +113,8 @@ def loading_device(options: MemoryOptions, device: torch.device) -> torch.device
 
 def release_memory(options: MemoryOptions) -> None:
     """Free cached GPU memory; with --highvram it stays reserved."""
-    if torch.cuda.is_available() and not options.highvram:
-        torch.cuda.empty_cache()
+    if not options.highvram:
+        release_cached()
 
 
 def set_attention(module: Any, attention: Attention) -> None:

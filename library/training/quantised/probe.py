@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from library.messages import counted
+from library.runtime.accelerator import forked_generators
 from library.runtime.packed_weight import PackedWeight
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class _Probe:
             return self.losses(batch, step)
         outputs: list[Tensor] = []
         hook = self.backbone.register_forward_hook(partial(_keep_output, outputs))
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.no_grad(), torch.random.fork_rng(devices), self._full_weights():
+        with torch.no_grad(), forked_generators(), self._full_weights():
             self.losses(batch, step)
         expected = outputs[-1]  # a rollout, or the frozen base's prediction, come before
         with self._measuring():

@@ -339,6 +339,8 @@ class RandomStates:
         import numpy
         import torch
 
+        from library.runtime.accelerator import random_states
+
         numpy_state = numpy.random.get_state(legacy=False)
         twister = numpy_state["state"]
         state: dict[str, Any] = {
@@ -352,8 +354,9 @@ class RandomStates:
             ),
             "torch_manual_seed": torch.get_rng_state(),
         }
-        if torch.cuda.is_available():
-            state["torch_cuda_manual_seed"] = torch.cuda.get_rng_state_all()
+        on_devices = random_states()
+        if on_devices:
+            state[_of_devices()] = on_devices
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -361,13 +364,23 @@ class RandomStates:
         import numpy
         import torch
 
+        from library.runtime.accelerator import set_random_states
+
         version, internal, gauss = state["random_state"]
         random.setstate((version, tuple(internal), gauss))
         kind, keys, position, has_gauss, cached = state["numpy_random_seed"]
         numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
         torch.set_rng_state(state["torch_manual_seed"])
-        if torch.cuda.is_available() and "torch_cuda_manual_seed" in state:
-            torch.cuda.set_rng_state_all(state["torch_cuda_manual_seed"])
+        if torch.accelerator.is_available():
+            set_random_states(state.get(_of_devices(), []))
+
+
+def _of_devices() -> str:
+    """accelerate's name for the random states of the devices that there are: torch_cuda_manual_seed."""
+    import torch
+
+    accelerator: Any = torch.accelerator.current_accelerator()
+    return f"torch_{accelerator.type}_manual_seed"
 
 
 def fingerprint(lines: Sequence[str]) -> str:
