@@ -22,9 +22,12 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from library.training.plan.memory import assumptions
 from tests.pretend_device.build import CannotBuildError, library_file
 
 NAME = "pretend"
+# for the plan: only what tensors need, with the norms in float32 that cards have
+MEMORY = assumptions.DeviceMemory(context=0, workspace=0, granularity=1, wide_norms=True, attention_extra=0, spare=0.0)
 ROOT = Path(__file__).parents[2]
 _PROJECT = tuple(f"{ROOT / name}" for name in ("library/", "networks/", "tools/", "train_", "gen_img", "sdxl_train"))
 _TESTS = f"{ROOT / 'tests'}/"
@@ -186,6 +189,7 @@ def chosen() -> Iterator[Device]:
         for module in list(sys.modules.values()):
             if getattr(module, "describe_machine", None) is describe:
                 patch.setattr(module, "describe_machine", describe_machine)
+        patch.setitem(assumptions.DEVICES, NAME, MEMORY)
         patch.setenv("ACCELERATE_TORCH_DEVICE", NAME)  # without an index, as accelerate chooses a single card
         yield device
     is_chosen = False

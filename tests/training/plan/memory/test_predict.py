@@ -4,14 +4,16 @@ operations."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import train_db
 import train_network
 from library.options.parse import parse
+from library.runtime.device import DeviceKind
 from library.training.loop import Loop
+from library.training.plan.memory.assumptions import DEVICES
 from library.training.plan.memory.prediction import Prediction
 from library.training.plan.plan import decide
 from library.training.recipe import Recipe
@@ -77,3 +79,7 @@ def test_a_step_allocates_what_was_predicted(
     assert outcome.code == 0, outcome.err
     expected = step.parts.get("activations", 0) + step.parts.get("gradients", 0)
     assert counted.peak == pytest.approx(expected, rel=0.05)
+
+
+def test_every_kind_of_device_has_its_assumptions() -> None:
+    assert set(DEVICES) >= set(get_args(DeviceKind))
