@@ -46,7 +46,7 @@ def estimate(command: list[str], options: EstimateOptions) -> None:
     if plan.memory is None:
         print("this cannot be told before the run: it is sharded, or the layers of its network module are not known")
         return
-    for line in table(plan.memory, machine):
+    for line in (*table(plan.memory, machine), *(note for note in plan.notes if note.startswith("--vram"))):
         print(line)
 
 

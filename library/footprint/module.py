@@ -4,7 +4,7 @@ adapters on them. One method per layer, by the operations that torch runs for it
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from library.footprint.tape import FULL, Operand, Shape, Tape, Tensor, Weight
@@ -32,8 +32,9 @@ AdapterShapes = LowRank | FullDelta
 class Module:
     """A module of the model. `tensors`: their shapes by name; `width`: bytes of a number of its weights; `trains`:
     whether its weights are trained; `stored`: names of weights that are cast or unpacked for each use, into a buffer
-    that all share; `adapters`: by path of the layer, trained in fp32; `checkpoints`: blocks are computed again in the
-    backward pass. `trained`: bytes of a number of an adapter's weights."""
+    that all share; `adapters`: by path of the layer, with `trained` bytes of a number of their weights; `checkpoints`:
+    blocks are computed again in the backward pass, but those of the paths `not_again`.
+    """
 
     tape: Tape
     tensors: Mapping[str, Shape]
@@ -43,7 +44,14 @@ class Module:
     adapters: Mapping[str, AdapterShapes] = field(default_factory=dict)
     checkpoints: bool = False
     trained: int = FULL
+    not_again: Collection[str] = ()
     _weights: dict[str, Weight] = field(default_factory=dict)
+
+    def repeated(self, path: str, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """A block, which gradient checkpointing computes again in the backward pass."""
+        if self.checkpoints and path not in self.not_again:
+            return self.tape.checkpoint(function, *inputs)
+        return function(*inputs)
 
     def has(self, name: str) -> bool:
         """Whether it has a tensor of this name."""

@@ -88,11 +88,13 @@ Edge = tuple[Node | Weight, int, int, bool]
 class Frame:
     """A part of the forward pass that is computed again in the backward pass: only its inputs are kept."""
 
-    __slots__ = ("function", "inputs", "nodes")
+    __slots__ = ("computed", "function", "inputs", "nodes", "stored")
 
-    def __init__(self, function: Callable[..., object], inputs: tuple[object, ...]) -> None:
+    def __init__(self, function: Callable[..., object], inputs: tuple[Tensor, ...]) -> None:
         self.function, self.inputs = function, inputs
         self.nodes: list[Node] = []
+        self.stored: list[Block] = []
+        self.computed = 0
 
 
 class _Enough(Exception):
@@ -105,21 +107,28 @@ class Tape:
 
     `compute`: bytes of a number in which autocast multiplies; None: no autocast. `wide_norms`: whether autocast
     normalises in fp32, as it does on CUDA and not on a CPU. `attention_extra`: bytes per value of the queries that
-    attention needs in its backward pass. `keep_gradients`: False if each weight is updated as soon as its gradient is
-    there.
+    attention needs in its backward pass. `held`: None, or the number of values whose gradients are held until their
+    weights are updated, which takes `update_bytes` more for each. `inputs_leave`: the inputs of what is computed again
+    are not on the device meanwhile; `keeps_attention`: the results of attention in there are.
     """
 
     ledger: Ledger
     compute: int | None = None
     wide_norms: bool = True
     attention_extra: int = 0
-    keep_gradients: bool = True
+    held: int | None = None
+    update_bytes: int = 0
+    inputs_leave: bool = False
+    keeps_attention: bool = False
     mode: Mode = "record"
     _count: int = 0
     _frame: Frame | None = None
     _again: list[list[Block]] = field(default_factory=list)
     _wanted: int = 0
     _casts: dict[int, Tensor] = field(default_factory=dict)
+    _passes: int = 0
+    _measuring: bool = False
+    _holding: list[tuple[Block, int]] = field(default_factory=list)
 
     @contextmanager
     def without_gradients(self) -> Iterator[None]:
@@ -164,6 +173,8 @@ class Tape:
             return output
         if keeps_output and block is not None:
             saved.append(block)
+            if self._frame is not None and self.keeps_attention and keeps_more:
+                self._frame.stored.append(block)
         if keeps_more:
             saved.append(self.ledger.allocate(keeps_more))
         saves = bool(keeps) or keeps_output or keeps_more > 0
@@ -239,24 +250,29 @@ class Tape:
         reentrance)."""
         if self.mode != "record":
             return function(*inputs)
-        before, self._frame = self._frame, Frame(function, inputs)
+        kept = tuple(Tensor(x.shape, x.width, None, needs=True) if x.needs and self.inputs_leave else x for x in inputs)
+        before, self._frame = self._frame, Frame(function, kept)
         try:
             return function(*inputs)
         finally:
             self._frame = before
 
-    def backward(self, output: Tensor) -> None:
+    def backward(self, output: Tensor, *, measuring: bool = False) -> None:
         """Go back from an output, whose gradient is new. Operations in reverse order, each as soon as all gradients of
-        its output are there (torch's engine: by sequence number)."""
+        its output are there (torch's engine: by sequence number). `measuring`: no gradient of a weight is kept, and
+        what is saved is, for another pass."""
         root = output.node
         if not isinstance(root, Node):
             return
+        self._passes, self._measuring = self._passes + 1, measuring
         waiting = {root: {output.slot: Gradient(self.ledger.allocate(output.nbytes))}}
         queue = [(-root.number, root)]
-        output.node = None
+        if not measuring:
+            output.node = None
         del root
         while queue:
             self._send(*self._one_back(heapq.heappop(queue)[1], waiting), waiting, queue)
+        self._update()
 
     def _one_back(self, node: Node, waiting: dict[Node, dict[int, Gradient]]) -> tuple[list[Edge], list[Gradient]]:
         edges = node.edges
@@ -283,32 +299,55 @@ class Tape:
 
     def _run(self, node: Node, incoming: dict[int, Gradient]) -> list[Gradient]:
         """The gradients of the inputs of an operation; what it saved is freed."""
-        if node.frame is not None:
-            if node.frame.nodes:
-                self._compute_again(node.frame)
-            node.frame = None
+        if node.frame is not None and node.frame.computed < self._passes:
+            self._compute_again(node.frame)
         first = next(iter(incoming.values()))
         results = [Gradient(first.block if same else self.ledger.allocate(nbytes)) for _, _, nbytes, same in node.edges]
         if node.extra:
             self.ledger.allocate(node.extra)
-        node.saved, node.edges = [], []
+        if node.frame is not None:
+            node.saved = []
+        if not self._measuring:
+            node.saved, node.edges, node.frame = [], [], None
         return results
 
     def _compute_again(self, frame: Frame) -> None:
         """Fill in what the operations of a frame saved."""
-        nodes, frame.nodes = frame.nodes, []
+        nodes = frame.nodes
+        frame.computed, frame.stored = self._passes, []
+        inputs = [x if x.block is not None else self._returned(x) for x in frame.inputs]
         before = (self.mode, self._again, self._wanted, self._casts)
         self.mode, self._again, self._wanted, self._casts = "again", [], len(nodes), {}
         try:
-            frame.function(*frame.inputs)
+            frame.function(*inputs)
         except _Enough:
             pass
+        if not self._measuring:
+            frame.nodes = []
         for node, saved in zip(nodes, self._again, strict=True):
             node.saved = saved
         self.mode, self._again, self._wanted, self._casts = before
 
     def _accumulate(self, weight: Weight, gradient: Gradient) -> None:
         """Keep the gradient of a weight, or add it to the one that is there."""
-        if self.keep_gradients and weight.gradient is None:
-            weight.gradient = gradient.block
-            gradient.block.becomes("gradients")
+        if self._measuring:
+            return
+        if self.held is None:
+            if weight.gradient is None:
+                weight.gradient = gradient.block
+                gradient.block.becomes("gradients")
+            return
+        gradient.block.becomes("gradients")
+        self._holding.append((gradient.block, math.prod(weight.shape)))
+        if sum(values for _, values in self._holding) >= self.held:
+            self._update()
+
+    def _update(self) -> None:
+        """Update the weights whose gradients are held, and free these."""
+        if self._holding:
+            self.ledger.allocate(self.update_bytes * sum(values for _, values in self._holding))
+            self._holding = []
+
+    def _returned(self, left: Tensor) -> Tensor:
+        """An input that is back on the device."""
+        return Tensor(left.shape, left.width, self.ledger.allocate(left.nbytes), needs=True)

@@ -72,7 +72,8 @@ class Parsed:
     user set. `program_values` holds the values of the program's own flags (Program.flags). `given` holds those of
     them whose values differ from the program's defaults. A flag with a mistake has its default (the resolution
     512,512), so that the images are checked too before all mistakes are reported. Without `is_complete` the options of
-    a file are missing: no other mistake would be true, so report these alone.
+    a file are missing: no other mistake would be true, so report these alone. `with_choices`: parse again, with options
+    that the program chose; those of the user override them.
     """
 
     options: TrainOptions
@@ -83,6 +84,7 @@ class Parsed:
     program_values: Mapping[str, object] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
     is_complete: bool = True
+    with_choices: Callable[[Sequence[RawOption]], Parsed] | None = None
 
     def check_complete(self) -> None:
         """Raise UserError unless `is_complete`."""
@@ -90,8 +92,11 @@ class Parsed:
             raise UserError(self.mistakes)
 
 
-def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> Parsed:
-    """Read the command line (without the program's name; None: sys.argv) and the --config_file it names.
+def parse(
+    argv: Sequence[str] | None = None, program: Program = DREAMBOOTH, choices: Sequence[RawOption] = ()
+) -> Parsed:
+    """Read the command line (without the program's name; None: sys.argv) and the --config_file it names. `choices`:
+    options that hold where neither sets them.
 
     User errors are collected in Parsed.mistakes, not raised. --help prints the help and exits with status 0.
     """
@@ -111,7 +116,8 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
         is_complete = False
     notes += _repeated(on_command_line, known)
     merged = adapter_file_of_ranks(
-        {entry.name: entry for entry in [*in_file, *on_command_line]}  # the command line comes last and overrides
+        # the command line comes last and overrides
+        {entry.name: entry for entry in [*choices, *in_file, *on_command_line]}
     )
 
     settings = drop_foreign_flags(_own_flags(merged, known, mistakes, notes), flags, program.script, program.name)
@@ -139,6 +145,7 @@ def parse(argv: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> P
         {name: effective.values[name] for name in program.flags},
         frozenset(name for name in effective.set_by_user if effective.values[name] != known[name].default),
         is_complete,
+        partial(parse, words, program),
     )
 
 

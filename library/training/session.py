@@ -90,7 +90,6 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
         loader = BatchLoader(dataset, workers=plan.workers, pin_memory=reads_locked_memory(run.device))
 
         # Encode the captions: all of them now, or batch by batch.
-        place(model.backbone, plan.blocks.swapped, run.device, run.say)
         conditioner = build_conditioner(facts, model, trainable, run.device)
         encoded = encode_captions_ahead(facts, dataset, conditioner, trainable, run.say, run.processes)
         prompts = build_prompt_encoder(plan.preview, plan.evaluation, conditioner, run.accelerator.autocast)
@@ -100,7 +99,8 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
             conditioner.text_encoders = {}
             offload_text_encoders(model, options.memory, keep=trainable.whole_model)
 
-        # Build the optimizer and the learning rate schedule.
+        # Build the optimizer and the learning rate schedule; from here on the backbone is on the device.
+        place(model.backbone, plan.blocks.swapped, run.device, run.say)
         optimizer = make_optimizer(
             plan.optimization.optimizer, parameter_groups(trainable.parts), uses_scaler=precision.uses_scaler
         )

@@ -297,7 +297,7 @@ scheduled_sampling_reflexflow_beta1 float 10.0
 scheduled_sampling_reflexflow_beta2 float 1.0
 """  # noqa: E501
 OUR_OWN = (
-    *("bf16_rounding", "fused_backward_clipping", "offload_optimizer"),
+    *("bf16_rounding", "fused_backward_clipping", "offload_optimizer", "vram"),
     *("dry_run", "strict", "write_inference_yaml", "data_backend_config", "class_tokens", "num_repeats"),
     "loss_read_interval",
     *("data_cache_dir", "alpha_color", "caption_encoding", "mask_floor", "mask_invert", "mask_normalise"),

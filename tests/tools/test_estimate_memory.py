@@ -30,7 +30,7 @@ def test_the_parts_of_the_peak_add_up(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "counted from shapes" in out
     assert "assumed" in out
     block = re.split(r"\n(?=\S)", out.split("\na step:")[1])[0]
-    total, *parts = map(float, re.findall(r"([\d.]+) GB", block))
+    total, *parts = map(float, re.findall(r"([\d.]+) GiB", block))
     assert sum(parts) == pytest.approx(total, abs=0.01 * len(parts))
     assert not (tmp_path / "out").exists()
 

@@ -22,8 +22,8 @@ def text_encoder(
     depth = count_blocks(module.tensors, f"{level}encoder.layers.")
     states = [embeddings]  # held to the end, as transformers does
     for place in range(depth - (0 if projects else skipped)):
-        layer = partial(_layer, module, f"{level}encoder.layers.{place}", activation)
-        x = module.tape.checkpoint(layer, x) if module.checkpoints else layer(x)
+        path = f"{level}encoder.layers.{place}"
+        x = module.repeated(path, partial(_layer, module, path, activation), x)
         if projects:  # transformers collects them all (output_hidden_states)
             states.append(x)
     if not projects:

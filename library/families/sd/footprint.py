@@ -36,7 +36,7 @@ def unet(
         x = _down(module, f"down_blocks.{level}", x, time, attend, skips)
     x = _residual(module, "mid_block.resnets.0", x, time)
     x = attend("mid_block.attentions.0", x)
-    x = _repeated(module, partial(_residual, module, "mid_block.resnets.1"), x, time)
+    x = _again(module, _residual, "mid_block.resnets.1", x, time)
     for level in range(count_blocks(module.tensors, "up_blocks.")):
         path = f"up_blocks.{level}"
         own = skips[-count_blocks(module.tensors, f"{path}.resnets.") :]
@@ -55,7 +55,7 @@ def _down(
 ) -> Tensor:
     """DownBlock2D and CrossAttnDownBlock2D, whose outputs are added to `skips`."""
     for place in range(count_blocks(module.tensors, f"{path}.resnets.")):
-        x = _repeated(module, partial(_residual, module, f"{path}.resnets.{place}"), x, time)
+        x = _again(module, _residual, f"{path}.resnets.{place}", x, time)
         if module.has(f"{path}.attentions.{place}.proj_in.weight"):
             x = attend(f"{path}.attentions.{place}", x)
         skips.append(x)
@@ -71,7 +71,7 @@ def _up(
     """UpBlock2D and CrossAttnUpBlock2D."""
     for place, skip in enumerate(reversed(skips)):
         x = _joined(module, x, skip)
-        x = _repeated(module, partial(_residual, module, f"{path}.resnets.{place}"), x, time)
+        x = _again(module, _residual, f"{path}.resnets.{place}", x, time)
         if module.has(f"{path}.attentions.{place}.proj_in.weight"):
             x = attend(f"{path}.attentions.{place}", x)
     if module.has(f"{path}.upsamplers.0.conv.weight"):
@@ -79,9 +79,9 @@ def _up(
     return x
 
 
-def _repeated(module: Module, function: partial[Tensor], *inputs: Tensor) -> Tensor:
-    """A block, which gradient checkpointing computes again in the backward pass."""
-    return module.tape.checkpoint(function, *inputs) if module.checkpoints else function(*inputs)
+def _again(module: Module, block: Callable[..., Tensor], path: str, *inputs: Tensor) -> Tensor:
+    """A block that gradient checkpointing may compute again."""
+    return module.repeated(path, partial(block, module, path), *inputs)
 
 
 def _time(module: Module, batch: int, pooled: Tensor | None, ids: int) -> Tensor:
@@ -130,8 +130,8 @@ def _transformer(module: Module, path: str, x: Tensor, states: Tensor, heads: in
     else:
         hidden = module.copied(module.conv(f"{path}.proj_in", hidden), flat)
     for place in range(count_blocks(module.tensors, f"{path}.transformer_blocks.")):
-        block = partial(_transformer_block, module, f"{path}.transformer_blocks.{place}", heads)
-        hidden = _repeated(module, block, hidden, states)
+        block = f"{path}.transformer_blocks.{place}"
+        hidden = module.repeated(block, partial(_transformer_block, module, block, heads), hidden, states)
     if is_linear:
         hidden = module.copied(module.linear(f"{path}.proj_out", hidden), image)
     else:

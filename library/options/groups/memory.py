@@ -94,6 +94,14 @@ class MemoryOptions:
         zero_is_off=True,
         metadata="ss_gradient_accumulation_steps",
     )
+    vram: int | None = flag(
+        None,
+        "The memory of the graphics card in GB, such as 8: choose the fastest of the options of memory and precision"
+        " that fit, by predicted memory. What you set yourself stays.",
+        at_least=4,
+        zero_is_off=True,
+        may_change_on_resume=True,
+    )
     xformers: bool = flag(False, "Use the attention of the xformers package.", may_change_on_resume=True)
     diffusers_xformers: bool = flag(
         False, "Same as xformers, as in sd-scripts.", script="train_db.py", may_change_on_resume=True

@@ -16,7 +16,7 @@ from library.objective.rollout import RolloutSettings
 from library.options.mistakes import Mistakes
 from library.options.parse import Parsed
 from library.options.train_options import TrainOptions
-from library.runtime.device import Machine
+from library.runtime.device import Machine, describe_machine
 from library.runtime.launch import ALONE, Launch
 from library.runtime.precision import BYTES
 from library.training.adapter.plan import AdapterPlan, decide_adapter
@@ -35,6 +35,7 @@ from library.training.plan.costs import BytesPerParameter, Costs, PeakFiles, cou
 from library.training.plan.duration import Duration
 from library.training.plan.facts import RunFacts, collect, decide_facts, decide_seed
 from library.training.plan.identity import dataset_file, description_of, identity_of
+from library.training.plan.memory.fit import choose_for_card
 from library.training.plan.memory.predict import RunShape, predict_memory
 from library.training.plan.memory.prediction import Prediction
 from library.training.plan.never_reached import notes_on_never_reached
@@ -95,9 +96,14 @@ class Plan:
 
 
 def decide(parsed: Parsed, launch: Launch = ALONE, machine: Machine | None = None) -> Plan:
-    """Make the plan of a run from its parsed options. `machine`: plan for it instead of this one. Raises UserError with
-    all mistakes of the run."""
-    return _decide(parsed, launch, machine)
+    """Make the plan of a run from its parsed options, with those that --vram chooses. `machine`: plan for it instead of
+    this one. Raises UserError with all mistakes of the run."""
+
+    def plan_of(options: Parsed) -> Plan:
+        return _decide(options, launch, machine)
+
+    chosen = choose_for_card(parsed, machine or describe_machine(), lambda options: plan_of(options).memory)
+    return plan_of(chosen)
 
 
 def _decide(parsed: Parsed, launch: Launch, machine: Machine | None) -> Plan:
@@ -151,7 +157,9 @@ def _decide(parsed: Parsed, launch: Launch, machine: Machine | None) -> Plan:
         base=base_copy,
         blocks=blocks,
         costs=costs,
-        memory=predict_memory(RunShape(facts, optimization, adapter, averages, base_copy, costs, drawn_size(preview))),
+        memory=predict_memory(
+            RunShape(facts, optimization, adapter, averages, base_copy, blocks, costs, drawn_size(preview))
+        ),
         workers=decide_workers(facts, notes),
         description=description,
         resume=resume,

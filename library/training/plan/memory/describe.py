@@ -89,4 +89,4 @@ def table(prediction: Prediction, machine: Machine) -> Iterator[str]:
 
 
 def _gib(count: float) -> str:
-    return f"{count / GB:6.2f} GB"
+    return f"{count / GB:6.2f} GiB"

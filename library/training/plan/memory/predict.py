@@ -17,11 +17,13 @@ from library.training.plan.ahead import encodes_captions_ahead
 from library.training.plan.memory.assumptions import COPIES_OF_THE_LARGEST, DEVICES, STEP_COPIES, DeviceMemory
 from library.training.plan.memory.prediction import Moment, Prediction
 from library.training.plan.memory.weights import WeightsOnDevice
+from library.training.update.plan import AT_ONCE
 
 if TYPE_CHECKING:
     from library.footprint.model import Conditions, Footprint
     from library.training.adapter.plan import AdapterPlan
     from library.training.averaging.plan import AveragesPlan
+    from library.training.blocks.plan import BlocksPlan
     from library.training.optim.learning_rates import Optimization
     from library.training.plan.costs import Costs
     from library.training.plan.facts import RunFacts
@@ -42,6 +44,7 @@ class RunShape:
     adapter: AdapterPlan | None
     averages: AveragesPlan
     base: BasePlan | None
+    blocks: BlocksPlan
     costs: Costs
     draws: Size | None
 
@@ -105,7 +108,7 @@ class _Prediction:
         keeps_text = not self.caches_text or (self.run.draws is not None and not self._text_by_flag) or saves_all
         keeps_vae = not facts.options.cache.cache_latents or saves_all
         modules = [name for name in titles if name == facts.base_model.family.backbone or keeps_text]
-        parts = {f"weights of the {titles[name]}": self.weights.bytes_of(name) for name in modules}
+        parts = {f"weights of the {titles[name]}": self._on_device(name) for name in modules}
         parts["weights of the VAE"] = self.weights.bytes_of("vae") if keeps_vae else 0
         parts["weights of the adapter"] = self.weights.adapter
         parts["optimizer state"] = costs.optimizer
@@ -114,6 +117,11 @@ class _Prediction:
         parts["base model to compare with"] = costs.base
         parts["workspace of libraries"] = self.device.workspace
         return parts
+
+    def _on_device(self, module: str) -> int:
+        """Bytes of a module's weights, without those that are swapped to main memory."""
+        is_backbone = module == self.run.facts.base_model.family.backbone
+        return self.weights.bytes_of(module) - (self.run.blocks.swapped_bytes if is_backbone else 0)
 
     @property
     def _text_by_flag(self) -> bool:
@@ -138,15 +146,18 @@ class _Prediction:
         return Moment("encoding images", parts)
 
     def _encoding_captions(self) -> Moment:
-        """The text encoders, with the backbone on the device already."""
+        """The text encoders: on a card, the backbone comes after them."""
         ledger = Ledger(self.device.granularity)
         tape = Tape(ledger, mode="off")
         self._conditioning(tape, self.modules(tape), _CAPTIONS_AT_ONCE)
-        return Moment("encoding captions", {**self._weights_alone(), "activations": ledger.peak})
+        parts = self._weights_alone()
+        if not self.run.facts.machine.is_cpu:
+            del parts[f"weights of the {self.run.facts.base_model.family.backbone_title}"]
+        return Moment("encoding captions", {**parts, "activations": ledger.peak})
 
     def _weights_alone(self) -> dict[str, int]:
         titles = self.run.facts.base_model.family.module_titles
-        parts = {f"weights of the {title}": self.weights.bytes_of(name) for name, title in titles.items()}
+        parts = {f"weights of the {title}": self._on_device(name) for name, title in titles.items()}
         return {**parts, "weights of the adapter": self.weights.adapter}
 
     # A step.
@@ -163,7 +174,10 @@ class _Prediction:
 
     def modules(self, tape: Tape) -> dict[str, Module]:
         """The modules of the model on a tape."""
-        return {name: self.weights.on_tape(name, tape) for name in self.run.facts.base_model.sizes.shapes}
+        made = {name: self.weights.on_tape(name, tape) for name in self.run.facts.base_model.sizes.shapes}
+        if self.run.blocks.policy == "half":  # blocks/checkpoints.py, every_second
+            made[self.run.facts.base_model.family.backbone].not_again = [*self.run.blocks.sizes][1::2]
+        return made
 
     def _tape(self, ledger: Ledger) -> Tape:
         precision = self.run.facts.precision
@@ -172,6 +186,8 @@ class _Prediction:
             compute=None if precision.mixed_precision == "no" else BYTES[precision.mixed_precision],
             wide_norms=self.device.wide_norms,
             attention_extra=self.device.attention_extra,
+            inputs_leave=self.run.blocks.to_host,
+            keeps_attention=self.run.blocks.policy == "attention",
         )
 
     def _step(self) -> Ledger:
@@ -192,7 +208,7 @@ class _Prediction:
         held = []  # what is there from the beginning of the step to its end
         if facts.window > facts.launch.world or facts.launch.world > 1:  # of batches before, or of other processes
             held.append(ledger.allocate(self.weights.gradient_bytes, "gradients"))
-            tape.keep_gradients = facts.launch.world > 1
+            tape.held = 0 if facts.launch.world == 1 else None  # added to those that are there
         if not facts.options.cache.cache_latents:
             held.append(ledger.allocate(FULL * 3 * samples * math.prod(size)))
             self._encode(ledger, samples, size)
@@ -206,6 +222,12 @@ class _Prediction:
                 self.passes.predict(modules[family.backbone], own[0], conditioning)
         output = self.passes.predict(modules[family.backbone], own[0], conditioning)
         tape.autocast_ends()
+        update = self.run.optimization.update
+        if update.fuses:
+            tape.held = self.weights.trained_values // update.groups if update.groups else AT_ONCE
+            tape.update_bytes = self._update_bytes()
+        if update.two_passes:
+            tape.backward(output, measuring=True)
         tape.backward(output)
         return ledger
 
@@ -236,16 +258,31 @@ class _Prediction:
     def _update(self) -> Ledger:
         """The gradients, and what the optimizer makes besides."""
         ledger = Ledger(self.device.granularity)
+        update = self.run.optimization.update
+        if update.fuses:  # in the backward pass
+            return ledger
         gradients = ledger.allocate(self.weights.gradient_bytes, "gradients")
+        values = self.weights.trained_values
+        if update.per_tensor and (update.rounding is not None or update.offloads):
+            values = min(values, AT_ONCE + self.weights.largest_trained)
+        ledger.allocate(self._update_bytes() * values)
         row = self.run.optimization.optimizer.row
-        copies = STEP_COPIES.get(row.path, 0.0)
-        if row.path == "torch.optim.adamw.AdamW" and self.run.facts.precision.uses_scaler:
-            copies = 1.0  # the fused kernel would skip overflowed steps unseen
         if row.path not in STEP_COPIES and not row.path.startswith("bitsandbytes."):
             ledger.allocate(COPIES_OF_THE_LARGEST * FULL * self.weights.largest_trained)
-        ledger.allocate(round(copies * self.weights.trained_bytes))
         del gradients
         return ledger
+
+    def _update_bytes(self) -> int:
+        """Bytes for each value that is stepped at once: copies that the optimizer makes, weights and gradients in
+        float32 that are rounded afterwards, and state that comes from main memory."""
+        facts, optimization = self.run.facts, self.run.optimization
+        width, row, update = BYTES[facts.precision.trained], optimization.optimizer.row, optimization.update
+        copies = STEP_COPIES.get(row.path, 0.0)
+        if row.path == "torch.optim.adamw.AdamW" and facts.precision.uses_scaler:
+            copies = 1.0  # the fused kernel would skip overflowed steps unseen
+        rounded = 2 * FULL if update.rounding is not None else 0
+        state = optimization.optimizer.state_bytes_per_parameter(update.state_format(width)) if update.offloads else 0
+        return round(copies * width + rounded + state)
 
     # Between steps.
 
