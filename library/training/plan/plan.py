@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from library.messages import readable_bytes
@@ -76,7 +77,6 @@ class Plan:
     base: BasePlan | None
     blocks: BlocksPlan
     costs: Costs
-    memory: Prediction | None
     workers: int
     description: Description
     resume: SavedState | None
@@ -88,6 +88,16 @@ class Plan:
     def identity(self) -> Identity:
         """What the result depends on."""
         return self.description.identity
+
+    @cached_property
+    def memory(self) -> Prediction | None:
+        """The predicted memory of the run; None if it cannot be told."""
+        drawn = drawn_size(self.preview)
+        return predict_memory(
+            RunShape(
+                self.facts, self.optimization, self.adapter, self.averages, self.base, self.blocks, self.costs, drawn
+            )
+        )
 
     @property
     def draws(self) -> bool:
@@ -157,9 +167,6 @@ def _decide(parsed: Parsed, launch: Launch, machine: Machine | None) -> Plan:
         base=base_copy,
         blocks=blocks,
         costs=costs,
-        memory=predict_memory(
-            RunShape(facts, optimization, adapter, averages, base_copy, blocks, costs, drawn_size(preview))
-        ),
         workers=decide_workers(facts, notes),
         description=description,
         resume=resume,

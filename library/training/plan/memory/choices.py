@@ -38,8 +38,12 @@ class Choice:
         return " ".join(f"--{name}" + ("" if value is True else f" {value}") for name, value in self.values.items())
 
 
-def _one(name: str, value: object = True) -> Mapping[str, object]:
+def _one(name: str, value: str | int) -> Mapping[str, object]:
     return MappingProxyType({name: value})
+
+
+def _on(name: str) -> Mapping[str, object]:
+    return MappingProxyType({name: True})
 
 
 _WHOLE: Script = "train_db.py"
@@ -47,8 +51,8 @@ _ADAPTERS: Script = "train_network.py"
 
 CHOICES: tuple[Choice, ...] = (
     Choice(_one("mixed_precision", "bf16"), 0.5, "assumed", "faster", always=True),
-    Choice(_one("cache_latents"), 0.9, "counted", "images are encoded once", always=True),
-    Choice(_one("cache_text_encoder_outputs"), 1.0, "counted", "captions are encoded once", always=True),
+    Choice(_on("cache_latents"), 0.9, "counted", "images are encoded once", always=True),
+    Choice(_on("cache_text_encoder_outputs"), 1.0, "counted", "captions are encoded once", always=True),
     Choice(
         _one("optimizer_type", "AdamW8bit"),
         1.0,
@@ -56,9 +60,9 @@ CHOICES: tuple[Choice, ...] = (
         "optimizer state in 8 bits",
         unless=("use_8bit_adam", "use_lion_optimizer", "optimizer_args"),
     ),
-    Choice(_one("gradient_checkpointing"), 1.3, "measured", "a step takes 30 % longer"),
+    Choice(_on("gradient_checkpointing"), 1.3, "measured", "a step takes 30 % longer"),
     Choice(
-        _one("full_bf16"),
+        _on("full_bf16"),
         1.0,
         "assumed",
         "weights in bf16, rounded stochastically: less exact",
@@ -66,7 +70,7 @@ CHOICES: tuple[Choice, ...] = (
         unless=("full_fp16",),
     ),
     Choice(
-        _one("fused_backward_pass"),
+        _on("fused_backward_pass"),
         1.67,
         "counted",
         "gradients are freed at once; with --max_grad_norm one more backward pass",
@@ -81,9 +85,9 @@ CHOICES: tuple[Choice, ...] = (
         script=_ADAPTERS,
         unless=("fp8_base", "fp8_base_unet"),
     ),
-    Choice(_one("cpu_offload_checkpointing"), 1.1, "assumed", "inputs of blocks wait in main memory"),
+    Choice(_on("cpu_offload_checkpointing"), 1.1, "assumed", "inputs of blocks wait in main memory"),
     Choice(
-        _one("offload_optimizer"),
+        _on("offload_optimizer"),
         1.5,
         "assumed",
         "optimizer state is copied to the device and back in each step",
