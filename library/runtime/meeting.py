@@ -43,7 +43,7 @@ JOINING = timedelta(minutes=10)
 PATIENCE = 30.0  # seconds that a process has to end by itself after another one has failed
 _ALIKE = 5.0  # seconds within which ranks that fail alike, or because of each other, have published it
 _STUCK_AFTER = 2.0  # seconds after which a writer that has not noticed a failure waits in a collective
-_FAILURE, _TOLD, _STUCK, _LEAVING, _RANK = "failure", "told", "stuck", "leaving", "rank"
+_FAILURE, _TOLD, _STUCK, _LEAVING, _RANK, _ALL = "failure", "told", "stuck", "leaving", "rank", "all"
 _LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|gloo/|\bnccl|timed out|timeout|socket|tcpstore|process group", re.I
 )
@@ -125,6 +125,18 @@ class Meeting:
             if agreed is error:
                 raise
             raise agreed from None
+
+    def all_alike(self, text: str) -> bool:
+        """Whether all ranks come here with the same text, soon. All get the same answer, and none waits for a rank that
+        does not come: so after an error they can still do something together. For one question in a run."""
+        keys = [f"{_ALL}/{rank}" for rank in range(self.launch.world)]
+        try:
+            self.store.set(keys[self.launch.rank], text)
+            came = self._wait_for(lambda: bool(self.store.check(keys)), _ALIKE)
+            own = str(came and len({self.store.get(key) for key in keys}) == 1)
+            return bool(self.store.compare_set(f"{_ALL}/answer", "", own) == b"True")  # one may have given up just now
+        except RuntimeError:  # the process that holds the store has gone
+            return False
 
     def agree(self, error: BaseException) -> BaseException:
         """What all ranks end with, because this one raised `error`: the failure that was published first."""

@@ -38,8 +38,9 @@ def end_stopped(
         explanation = on_writer(saver.stop)(progress) or ""
     elif run.processes.is_writer:
         explanation = saver.explain_interrupt(progress.step, resumed)
-    run.processes.barrier()  # the others end when it is saved
-    raise Interrupt(run.stop.number or signal.SIGINT, explanation)
+    # the others end when it is saved; some may not have got the signal
+    number = max(run.processes.gather(run.stop.number or 0))
+    raise Interrupt(number or signal.SIGINT, explanation)
 
 
 def describe_end(steps: int, seconds: float, device: torch.device, written: Iterable[Path | None]) -> Iterator[str]:

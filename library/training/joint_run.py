@@ -70,7 +70,7 @@ def _run(recipe: Recipe, arguments: Sequence[str], meeting: Meeting) -> None:
             with large_imports():
                 from library.training.session import train
             with explain_out_of_memory(), claiming(plan.outputs, plan.preview) if launch.is_writer else nullcontext():
-                train(plan, recipe, meeting.agreeing)
+                train(plan, recipe, meeting.agreeing, meeting.all_alike)
 
 
 def _computes_on_cpu() -> bool:

@@ -56,10 +56,12 @@ if TYPE_CHECKING:
 
 
 Agreeing = Callable[[], AbstractContextManager[None]]
+AllAlike = Callable[[str], bool]
 
 
-def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
-    """Run a plan. `recipe` chooses what is trained. `agreeing`: see open_run. Raises UserError."""
+def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alike: AllAlike | None = None) -> None:
+    """Run a plan. `recipe` chooses what is trained. `agreeing`: see open_run; `all_alike`: see Rescue. Raises
+    UserError."""
     facts, options, precision = plan.facts, plan.facts.options, plan.facts.precision
     began = time.monotonic()
     events = partial(open_events, plan.outputs.record, plan.trackers.webhooks, summary(plan), plan.start)
@@ -133,7 +135,9 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
         saver = build_saver(plan, run, trained, states, curve, uploads.release)
         after = build_after_step(plan, run, trained, Inputs(dataset, encoder, prompts), saver, progress)
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn)
-        rescue = Rescue(run.processes, saver.save_now, random, run.warn, progress.step)
+        rescue = Rescue(
+            run.processes, on_writer(saver.save_now), random, run.warn, progress.step, all_alike if shards else None
+        )
         nonfinite = NonFinite(options.run.max_nonfinite_steps, run.processes, run.warn, trainable.parts)
         steps = Steps(
             run=run,
@@ -165,7 +169,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext) -> None:
                 run.say("running training / 学習開始")
                 scaler = run.accelerator.scaler if precision.has_fp16_gradients else None
                 with closing(loader), run.stop.heard():
-                    with nullcontext() if shards else rescue.saving(), fp16_gradients(scaler):
+                    with rescue.saving(), fp16_gradients(scaler):
                         progress = loop.train(progress)
                     if loop.stopped:
                         end_stopped(run, saver, progress, before, options.saving.resume, on_writer)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch.distributed as dist
@@ -60,6 +61,25 @@ def test_an_interrupt_keeps_what_the_process_itself_says(pair: tuple[Meeting, Me
     second.agree(KeyboardInterrupt("nothing was saved"))
     own = KeyboardInterrupt("the last saved model is x")
     assert first.agree(own) is own
+
+
+def test_all_come_to_the_same_error_or_none_waits_for_the_others(pair: tuple[Meeting, Meeting]) -> None:
+    first, second = pair
+    with ThreadPoolExecutor(1) as others:
+        other = others.submit(second.all_alike, "same")
+        assert first.all_alike("same") and other.result()
+
+
+def test_different_errors_are_not_alike(pair: tuple[Meeting, Meeting]) -> None:
+    first, second = pair
+    with ThreadPoolExecutor(1) as others:
+        other = others.submit(second.all_alike, "at step 2")
+        assert not first.all_alike("at step 3") and not other.result()
+
+
+def test_a_rank_that_comes_after_the_first_has_given_up_gets_its_answer(pair: tuple[Meeting, Meeting]) -> None:
+    first, second = pair
+    assert not first.all_alike("same") and not second.all_alike("same")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="processes are looked up by their numbers")

@@ -38,11 +38,12 @@ def main(cases: Path, results: Path) -> None:
         with redirect_stdout(out), redirect_stderr(err):
             try:
                 module = importlib.import_module(case["module"])
-                if case["function"]:
+                if case["function"] and not case["words"]:
                     code = getattr(module, case["function"])()
                 else:
                     with recorded_losses() as losses:
-                        code = run_recipe(module.RECIPE, case["words"])
+                        run = getattr(module, case["function"]) if case["function"] else run_recipe
+                        code = run(module.RECIPE, case["words"])
             except BaseException:  # noqa: BLE001 - the test reads it
                 code = traceback.format_exc()
         if torch.distributed.is_initialized():  # a run leaves that to the end of its process

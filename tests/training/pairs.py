@@ -21,7 +21,8 @@ HANGS = 600  # seconds after which a pair will never end
 
 @dataclass(frozen=True)
 class Case:
-    """A run of a recipe's `module` with these words, or a call of its `function`, which returns what JSON can hold."""
+    """A run of a recipe's `module` with these words, by its `function(recipe, words)` if it has one; or a call of its
+    `function` without words, which returns what JSON can hold."""
 
     module: str
     words: Sequence[str] = ()

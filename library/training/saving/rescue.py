@@ -1,4 +1,8 @@
-"""Save model and state of the last finished step when an error ends a run, so that nothing is lost by it."""
+"""Save model and state of the last finished step when an error ends a run, so that nothing is lost by it.
+
+The writing process does that alone, also if another one has failed. In a sharded run none can: all save together, if
+all have come to the same error, and nothing is saved if one has failed by itself.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,15 @@ if TYPE_CHECKING:
 class Rescue:
     """What a run could be resumed from at this moment. `save(progress)` writes model and state, and returns the folder
     of the state; `random` holds the global random generators, which a state contains; `begin`: the step that the run
-    began after."""
+    began after. `all_alike` in a sharded run: whether all processes come there with the same text; None: one that
+    writes can save alone."""
 
     processes: Processes
-    save: Callable[[Progress], Path]
+    save: Callable[[Progress], Path | None]
     random: Stateful
     warn: Callable[[str], None]
     begin: int
+    all_alike: Callable[[str], bool] | None = None
     _resumable: tuple[Progress, Any] | None = field(default=None, init=False)
 
     def remember(self, progress: Progress) -> None:
@@ -64,11 +70,13 @@ class Rescue:
         try:
             yield
         except Exception as error:
-            if not self.processes.is_writer:
+            if not self._is_to_save(error):
                 raise
             if is_out_of_memory(error):
                 free_memory(error)
             told, mistakes = self._save()
+            if not self.processes.is_writer:
+                raise
             if not isinstance(error, UserError):
                 self.warn("\n".join([told, *map(str, mistakes)]).strip())
                 raise
@@ -76,6 +84,15 @@ class Rescue:
             if told:
                 last = Mistake(last.what, "; ".join(filter(None, (last.remedy, told))))
             raise UserError((*others, last, *mistakes)) from error
+
+    def _is_to_save(self, error: Exception) -> bool:
+        """Whether this process saves, alone or with all others. Of a failure of another process it hears by a broken
+        connection: that is no error of its own."""
+        if self.all_alike is None:
+            return self.processes.is_writer
+        step = None if self._resumable is None else self._resumable[0].step
+        what = [str(mistake) for mistake in error.mistakes] if isinstance(error, UserError) else str(error)
+        return self.all_alike(repr((type(error).__name__, what, step)))
 
     def _save(self) -> tuple[str, tuple[Mistake, ...]]:
         """What was saved, or why nothing was, as words for the user, and the mistakes of saving."""
@@ -89,10 +106,9 @@ class Rescue:
             folder = self.save(progress)
         except UserError as error:
             return "", tuple(error.mistakes)
-        return (
-            f"model and state are saved as of step {progress.step}: continue with --resume {quoted(folder)}",
-            (),
-        )
+        if folder is None:  # the writer knows it
+            return "", ()
+        return f"model and state are saved as of step {progress.step}: continue with --resume {quoted(folder)}", ()
 
 
 def _copied(progress: Progress, due_left: bool) -> Progress:  # noqa: FBT001 - a field of it

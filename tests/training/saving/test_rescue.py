@@ -103,3 +103,25 @@ def test_only_the_first_process_saves() -> None:
     with pytest.raises(UserError, match="not finite"), rescue.saving():
         raise UserError([DIVERGED])
     assert not rescue.saved
+
+
+def test_shards_are_saved_by_all_processes_if_all_have_the_same_error() -> None:
+    asked: list[list[str]] = []
+    for rank in (0, 1):
+        rescue = Recording(Processes(rank, 2))
+        asked.append([])
+        rescue.all_alike = lambda text: asked[-1].append(text) or True
+        rescue.remember(Progress(step=7))
+        with pytest.raises(UserError), rescue.saving():
+            raise UserError([DIVERGED])
+        assert [each.step for each in rescue.saved] == [7]
+    assert asked[0] == asked[1] and len(asked[0]) == 1 and DIVERGED.what in asked[0][0]
+
+
+def test_shards_are_not_saved_if_a_process_has_an_error_of_its_own() -> None:
+    rescue = Recording(Processes(0, 2))
+    rescue.all_alike = lambda text: False
+    rescue.remember(Progress(step=7))
+    with pytest.raises(UserError) as raised, rescue.saving():
+        raise UserError([DIVERGED])
+    assert not rescue.saved and list(raised.value.mistakes) == [DIVERGED]

@@ -1,21 +1,32 @@
-"""What the processes of a pair do with shards besides whole runs (pair_worker.py)."""
+"""What the processes of a pair do with shards besides undisturbed runs (pair_worker.py)."""
 
 from __future__ import annotations
 
 import copy
+import math
+import signal
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from library.checkpoints.lazy import LazyTensor
+from library.runtime.processes import Processes
+from library.training.command import run_recipe
 from library.training.optim.clipping import clip_gradients
 from library.training.optim.constructors import load
 from library.training.optim.optimizer_table import OPTIMIZERS
+from library.training.recipe import Recipe
 from library.training.sharding.shards import Shards
+from library.training.training_loss import TrainingLoss
 from tests.training.rank_calls import met
+from train_db import RECIPE
+
+__all__ = ["RECIPE"]  # of the runs
 
 
 def make_layers() -> nn.Sequential:
@@ -82,3 +93,35 @@ def gathering() -> dict[str, Any]:
         found["afterwards"] = int(processes.sum(torch.ones(1)))
         found["sharded again"] = not any(isinstance(entry, LazyTensor) for entry in sharded.state_dict().values())
     return found
+
+
+def stopped(recipe: Recipe, words: Sequence[str]) -> int:
+    """A run whose second process gets a SIGTERM in its first step."""
+
+    left = [signal.SIGTERM]
+
+    def signalled(step: int) -> float:
+        if Processes.current().rank == 1 and left:
+            signal.raise_signal(left.pop())
+        return 1.0
+
+    return _disturbed(recipe, words, signalled)
+
+
+def not_finite(recipe: Recipe, words: Sequence[str]) -> int:
+    """A run whose second loss is not a number."""
+    return _disturbed(recipe, words, lambda step: math.nan if step else 1.0)
+
+
+def _disturbed(recipe: Recipe, words: Sequence[str], factor: Callable[[int], float]) -> int:
+    """A run whose predictions are multiplied by a function of the number of finished steps."""
+    compute, predict, now = TrainingLoss.__call__, TrainingLoss.predict, [0]
+
+    def computing(self: TrainingLoss, batch: Any, step: int) -> Any:
+        now[0] = step
+        return compute(self, batch, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingLoss, "__call__", computing)
+        patch.setattr(TrainingLoss, "predict", lambda self, inputs: predict(self, inputs) * factor(now[0]))
+        return run_recipe(recipe, words)
