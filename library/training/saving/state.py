@@ -321,9 +321,11 @@ def _files(state: RunState) -> Iterator[tuple[str, Stateful, str]]:
     """(name, object, file name) of each entry; modules are model.safetensors, model_1.safetensors and so on."""
     from torch import nn
 
+    from library.training.saving.trained_weights import TrainedWeights
+
     modules = 0
     for name, entry in state.items():
-        if isinstance(entry, nn.Module):
+        if isinstance(entry, (nn.Module, TrainedWeights)):
             yield name, entry, f"model_{modules}.safetensors" if modules else "model.safetensors"
             modules += 1
         elif entry is not None:
