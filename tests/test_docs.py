@@ -75,6 +75,7 @@ FOREIGN = {
     "dist",
     "logdir",
     "seeds",
+    "use_deepspeed",
     "use_fsdp",
     "local-dir",
     "cpu",

@@ -17,8 +17,6 @@ from library.options.mistakes import Mistake
 
 WEIGHTS = "weights"
 OTHER = "other"
-SHARDED = "accelerate launch --use_fsdp --fsdp_version 2"
-"""How a run is started whose processes share out what is trained: library/training/sharding/."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,6 @@ _DATA = (
     _switch("cache_info", OTHER),
     _switch("persistent_data_loader_workers", neutral=(True,)),  # workers always persist between epochs
     FutureFlag("dataset_class", "text"),
-)
-
-_PROCESSES = (
-    _switch("deepspeed", OTHER, instead=f"remove it: {SHARDED} shares out what is trained over the GPUs, as ZeRO does"),
-    _switch("fp16_master_weights_and_gradients", OTHER, only_with=("deepspeed",)),
-    FutureFlag("offload_optimizer_device", "text", None, OTHER, only_with=("deepspeed",)),
-    FutureFlag("offload_optimizer_nvme_path", "text", None, OTHER, only_with=("deepspeed",)),
-    FutureFlag("offload_param_device", "text", None, OTHER, only_with=("deepspeed",)),
-    FutureFlag("offload_param_nvme_path", "text", None, OTHER, only_with=("deepspeed",)),
-    _switch("zero3_init_flag", OTHER, only_with=("deepspeed",)),
-    _switch("zero3_save_16bit_model", OTHER, only_with=("deepspeed",)),
-    FutureFlag("zero_stage", "integer", 2, OTHER, only_with=("deepspeed",)),
 )
 
 _FAST_AND_SMALL = (
@@ -158,11 +144,7 @@ _SIMPLETUNER = (
 )
 
 FUTURE_FLAGS: Mapping[str, FutureFlag] = MappingProxyType(
-    {
-        row.name: row
-        for rows in (_DATA, _PROCESSES, _FAST_AND_SMALL, _NEWER, _OTHER_PROGRAMS, _SIMPLETUNER)
-        for row in rows
-    }
+    {row.name: row for rows in (_DATA, _FAST_AND_SMALL, _NEWER, _OTHER_PROGRAMS, _SIMPLETUNER) for row in rows}
 )
 
 

@@ -34,6 +34,7 @@ TITLES = {
     "validation": "Validation",
     "evaluation": "Evaluation of a subject",
     "processes": "Several processes",
+    "deepspeed": "DeepSpeed",
     "run": "Run",
 }
 

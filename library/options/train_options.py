@@ -14,6 +14,7 @@ from library.options.groups.averaging import AveragingOptions
 from library.options.groups.cache import CacheOptions
 from library.options.groups.caption import CaptionOptions
 from library.options.groups.dataset import DatasetOptions
+from library.options.groups.deepspeed import DeepSpeedOptions
 from library.options.groups.evaluation import EvaluationOptions
 from library.options.groups.hub import HubOptions
 from library.options.groups.mask import MaskOptions
@@ -54,6 +55,7 @@ class TrainOptions:
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     processes: ProcessOptions = field(default_factory=ProcessOptions)
+    deepspeed: DeepSpeedOptions = field(default_factory=DeepSpeedOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
 

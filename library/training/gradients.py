@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
@@ -28,6 +28,19 @@ if TYPE_CHECKING:
     from library.training.trainable import Part
 
 Losses = Callable[["Batch", int], Sequence[Term]]
+
+
+class Averaging(Protocol):
+    """How gradients of several processes become one, around the passes of a batch: see Gradients."""
+
+    @property
+    def factor(self) -> int: ...
+
+    def of_batch(self, *, last: bool) -> AbstractContextManager[None]: ...
+
+    def losses(self, compute: Losses, batch: Batch, step: int) -> tuple[Tensor, Sequence[Term]]: ...
+
+    def parts_stopped(self) -> None: ...
 
 
 @dataclass

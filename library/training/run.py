@@ -192,7 +192,8 @@ def open_run(
     processes = Processes.current()
     folder = trackers.run_folder(run_trackers, options.run.log_prefix) if processes.is_writer else None
     names = list(run_trackers.names) if processes.is_writer else []
-    with without_variable("ACCELERATE_USE_FSDP"):  # the plan has read it: sharding/
+    # the plan has read them: sharding/
+    with without_variable("ACCELERATE_USE_FSDP"), without_variable("ACCELERATE_USE_DEEPSPEED"):
         accelerator = Accelerator(
             # accelerate takes several processes without a GPU for single ones, unless it is told so
             cpu=processes.world > 1 and not torch.cuda.is_available(),

@@ -38,10 +38,12 @@ from library.training.quantised.probe import with_probe
 from library.training.rollout import build_rollout
 from library.training.run import open_run
 from library.training.saving.loss_curve import begin_curve
-from library.training.saving.rescue import Rescue
+from library.training.saving.rescue import build_rescue
 from library.training.saving.state import RandomStates, RunState, load_state
 from library.training.saving.state_writer import StateWriter, free_memory
+from library.training.saving.trained_weights import weights_of
 from library.training.sharding.shards import join, shard
+from library.training.sharding.zero import share_by_zero
 from library.training.steps import Steps
 from library.training.trainable import parameter_groups, wrap
 from library.training.training_loss import build_training_loss
@@ -60,8 +62,7 @@ AllAlike = Callable[[str], bool]
 
 
 def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alike: AllAlike | None = None) -> None:
-    """Run a plan. `recipe` chooses what is trained. `agreeing`: see open_run; `all_alike`: see Rescue. Raises
-    UserError."""
+    """Run a plan as `recipe` says. `agreeing`: see open_run; `all_alike`: see Rescue. Raises UserError."""
     facts, options, precision = plan.facts, plan.facts.options, plan.facts.precision
     began = time.monotonic()
     events = partial(open_events, plan.outputs.record, plan.trackers.webhooks, summary(plan), plan.start)
@@ -106,9 +107,11 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alik
         optimizer = make_optimizer(
             plan.optimization.optimizer, parameter_groups(trainable.parts), uses_scaler=precision.uses_scaler
         )
-        wrapped, wrapped_optimizer = wrap(run.accelerator, trainable, optimizer)
+        zero = share_by_zero(facts.zero, trainable, optimizer, plan.optimization.update.max_grad_norm, run)
+        shards = zero.shards if zero else shards
+        wrapped, wrapped_optimizer = wrap(run.accelerator, trainable, optimizer) if zero is None else zero.wrapped()
         stepping = build_stepping(optimizer, plan.optimization.update, facts.seed)
-        if plan.resume is None:
+        if plan.resume is None and zero is None:
             stepping.allocate()
         schedule = make_schedule(plan.optimization.schedule, optimizer)
         weights = build_weights(optimizer, plan.averages, run.device, run.say, trainable.products, stepping.exchanging)
@@ -119,7 +122,8 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alik
 
         # Resume: load everything that a training state holds.
         random = RandomStates()
-        state = run_state(trainable, stepping, schedule, run.accelerator.scaler, random, weights)
+        own = zero.state() if zero else trained_state(trainable, stepping, whole=shards is not None)
+        state = run_state(own, schedule, run.accelerator.scaler, random, weights)
         progress = plan.start if plan.resume is None else load_state(plan.resume, state, shards and shards.mesh)
         run.events.progress = progress
 
@@ -135,9 +139,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alik
         saver = build_saver(plan, run, trained, states, curve, uploads.release)
         after = build_after_step(plan, run, trained, Inputs(dataset, encoder, prompts), saver, progress)
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn)
-        rescue = Rescue(
-            run.processes, on_writer(saver.save_now), random, run.warn, progress.step, all_alike if shards else None
-        )
+        rescue = build_rescue(run, on_writer(saver.save_now), random, progress.step, all_alike if shards else None)
         nonfinite = NonFinite(options.run.max_nonfinite_steps, run.processes, run.warn, trainable.parts)
         steps = Steps(
             run=run,
@@ -149,8 +151,8 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alik
             rescue=rescue,
             nonfinite=nonfinite,
             losses=with_probe(loss, model, facts.quantisation, run.say),
-            backward=build_backward(run.accelerator, wrapped_optimizer, stepping, plan.optimization.update),
-            gradients=build_gradients(trainable.parts, run.processes, options.processes, sharded=shards is not None),
+            backward=zero or build_backward(run.accelerator, wrapped_optimizer, stepping, plan.optimization.update),
+            gradients=zero or build_gradients(trainable.parts, run.processes, options.processes, sharded=bool(shards)),
             record=curve.add,
             measured=loss.measured,
             timesteps=lambda: loss.timesteps,
@@ -160,9 +162,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alik
             run, steps.trainable, steps, facts.order, loader.batches, after.due(on_writer), facts.duration,
             after.is_due, after.best.is_over if plan.best.stop is not None else None,
         )  # fmt: skip
-        before = progress.step
-        told = partial(saver.explain_interrupt, resumed=options.saving.resume)
-        with explain_interrupt(lambda: told(progress.step)), states.writing():
+        with explain_interrupt(lambda: saver.explain_interrupt(progress.step, options.saving.resume)), states.writing():
             with run.console.progress_bar(facts.duration.steps, progress.step):
                 with run.console.pause():
                     after.begin(progress)
@@ -172,21 +172,25 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alik
                     with rescue.saving(), fp16_gradients(scaler):
                         progress = loop.train(progress)
                     if loop.stopped:
-                        end_stopped(run, saver, progress, before, options.saving.resume, on_writer)
+                        end_stopped(run, saver, progress, rescue.begin, options.saving.resume, on_writer)
             on_writer(saver.finish)(progress)
             if run.processes.is_writer:
                 left_out.report()
                 for line in nonfinite.report():
                     run.warn(line)
-                report(plan, run, saver, after.best, progress, before, began)
+                report(plan, run, saver, after.best, progress, rescue.begin, began)
             run.processes.barrier()
 
 
-def run_state(
-    trainable: Trainable, stepping: Stepping, schedule: Any, scaler: Any, random: RandomStates, weights: Weights
-) -> RunState:
+def trained_state(trainable: Trainable, stepping: Stepping, *, whole: bool) -> RunState:
+    """What a state holds of the trained modules and their optimizer. `whole`: also what is not trained of them."""
+    parts = {part.name: part.module if whole else weights_of(part) for part in trainable.parts}
+    return {**parts, "optimizer": stepping}
+
+
+def run_state(trained: RunState, schedule: Any, scaler: Any, random: RandomStates, weights: Weights) -> RunState:
     """Everything that a resumed run needs, in the order in which it is loaded."""
     return {
-        **{part.name: part.module for part in trainable.parts}, "optimizer": stepping,
+        **trained,
         "schedule": schedule, "scaler": scaler, "random": random, "ema": weights.ema, "posthoc_ema": weights.posthoc,
     }  # fmt: skip

@@ -15,7 +15,7 @@ from library.objective.loss import Term, sum_of_members, window_share
 from library.runtime.transfers import upload
 from library.training.averaging.weights import Weights
 from library.training.backward import Backward
-from library.training.gradients import Gradients
+from library.training.gradients import Averaging, Gradients
 from library.training.late import Late, Pending, left_out_if
 from library.training.nonfinite import NonFinite, Samples
 from library.training.saving.state import Progress
@@ -54,7 +54,7 @@ class Steps:
     nonfinite: NonFinite
     losses: Callable[[Batch, int], Sequence[Term]]
     backward: Backward
-    gradients: Gradients = field(default_factory=Gradients)
+    gradients: Averaging = field(default_factory=Gradients)
     record: Callable[[int, float], None] = lambda step, loss: None
     measured: Callable[[], Mapping[str, torch.Tensor]] = dict
     timesteps: Callable[[], torch.Tensor | None] = lambda: None

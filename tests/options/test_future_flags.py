@@ -95,15 +95,6 @@ def test_harmless_flags_are_listed_in_one_note(tmp_path: Path) -> None:
     assert "gui.toml" in note
 
 
-def test_deepspeed_is_refused_with_what_does_the_same(tmp_path: Path) -> None:
-    """A run without it would need the memory of several, and end."""
-    (mistake,) = parse_file(tmp_path, 'deepspeed = true\nzero_stage = 3\noffload_param_device = "cpu"\n').mistakes
-    assert "--deepspeed = true (gui.toml) is not supported" in mistake.what
-    assert "--use_fsdp --fsdp_version 2" in mistake.remedy
-    silent = parse_file(tmp_path, 'deepspeed = false\nzero_stage = 3\noffload_param_device = "cpu"\n')
-    assert silent.mistakes == () and silent.notes == ()
-
-
 def test_what_kohya_ss_sends_for_newer_versions(tmp_path: Path) -> None:
     """Its page for torch.compile and timesteps: fields with defaults are silent until the feature is on."""
     fields = 'compile_mode = "default"\ncompile_backend = "inductor"\ncompile_dynamic = "auto"\n'

@@ -25,6 +25,7 @@ from library.training.preservation.plan import PreservationPlan, decide_preserva
 from library.training.quantised.plan import Quantisation, decide_quantisation
 from library.training.saving.state import SavedState
 from library.training.sharding.plan import Sharding, read_sharding
+from library.training.sharding.zero_plan import Zero, read_zero
 from library.training.validation.plan import ValidationPlan, decide_validation
 
 
@@ -47,6 +48,7 @@ class RunFacts:
     seed: int
     launch: Launch = ALONE
     sharding: Sharding | None = None
+    zero: Zero | None = None
 
     @property
     def window(self) -> int:
@@ -71,6 +73,7 @@ def decide_facts(
     if machine.is_cpu:
         share_one_arena()  # images are read in threads
     sharding = read_sharding(os.environ, launch, mistakes, notes)
+    zero = read_zero(options.deepspeed, os.environ, launch, mistakes, notes)
     precision = resolve(options.memory, machine, strict=options.run.strict)
     collect(precision, mistakes, notes)
     base_model = decide_base_model(options, mistakes, notes)
@@ -99,6 +102,7 @@ def decide_facts(
         seed=seed,
         launch=launch,
         sharding=sharding,
+        zero=zero,
     )
 
 

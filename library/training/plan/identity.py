@@ -22,6 +22,7 @@ SETTINGS = "the dataset file"
 """Facts whose values are fingerprints, which messages do not show."""
 ACCUMULATION = "--gradient_accumulation_steps"
 """In an identity: times the number of processes, the batches of an optimizer step."""
+PIECES = "what shares out the weights"
 PROCESSES = "the number of processes"
 """Among the options of a description, though no flag sets it."""
 
@@ -42,6 +43,8 @@ def identity_of(run: RunFacts, base: BasePlan | None) -> Identity:
     facts["what the U-Net predicts"] = run.base_model.prediction
     facts["zero terminal SNR"] = str(run.base_model.objective.zero_terminal_snr)
     facts["seed"] = str(run.seed)
+    if run.zero is not None:  # its states hold pieces that no other run has
+        facts[PIECES] = run.zero.title
     facts["mixed precision"] = run.precision.mixed_precision
     facts["precision of the weights"] = run.precision.trained
     if base is not None:

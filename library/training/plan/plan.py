@@ -6,7 +6,7 @@ collects all mistakes, so that the user sees them at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,7 @@ from library.training.saving.model_file import check_metadata
 from library.training.saving.outputs import Outputs, count_peak_files, decide_outputs
 from library.training.saving.state import Description, Identity, Progress, SavedState
 from library.training.sharding.plan import check_sharded
+from library.training.sharding.zero_plan import check_zero
 from library.training.trackers import Trackers, decide_trackers
 from library.training.update.plan import decide_update
 
@@ -148,7 +149,7 @@ def _decide(parsed: Parsed, launch: Launch, machine: Machine | None) -> Plan:
     start = decide_start(options.adapter, resume, duration, mistakes, notes)
     preview = decide_preview(facts, mistakes)
     blocks = decide_blocks(facts, adapter, mistakes, notes)
-    check_sharded(facts, optimizer, adapter, resume, (preview, evaluation, rollout, averages.posthoc), mistakes)
+    check_shared_out(facts, optimization, adapter, averages, resume, (preview, evaluation, rollout), mistakes)
     mistakes.raise_if_any()
     notes.extend(notes_on_never_reached(facts, optimization, preview, evaluation, start))
     return Plan(
@@ -233,6 +234,21 @@ def decide_optimization(
     update = decide_update(facts, optimizer, mistakes, notes)
     read_interval = decide_read_interval(facts, optimizer, update, adapter, notes)
     return Optimization(rates, optimizer, schedule, update, read_interval)
+
+
+def check_shared_out(
+    facts: RunFacts,
+    optimization: Optimization,
+    adapter: AdapterPlan | None,
+    averages: AveragesPlan,
+    resume: SavedState | None,
+    aside: Sequence[object],
+    mistakes: Mistakes,
+) -> None:
+    """Refuse what has no meaning where processes share out what is trained. `aside`: previews, evaluation, rollouts."""
+    alone = (*aside, averages.posthoc)
+    check_sharded(facts, optimization.optimizer, adapter, resume, alone, mistakes)
+    check_zero(facts, optimization, adapter, averages.ema, alone, mistakes)
 
 
 def decide_files(
@@ -329,6 +345,8 @@ def _own_costs(
     modules = optimization.learning_rates.modules
     costs = count_costs(sizes, modules, per_parameter, peak_files, outputs.directory)
     costs = update.costs(costs, sizes.largest(modules), trained)
+    if facts.zero is not None:
+        return facts.zero.costs(costs)
     return costs if facts.sharding is None else costs.sharded(facts.sharding.world)
 
 

@@ -40,7 +40,7 @@ def _must_be_read_at_once(
         return f"the optimizer {optimizer.name} cannot leave out a step by itself whose loss is not finite"
     if update.fuses or update.offloads or update.rounding is not None:
         return "weights are updated part by part"
-    if facts.sharding is not None:
+    if facts.sharding is not None or facts.zero is not None:
         return "the weights are shared out over processes"
     if adapter is not None and adapter.settings is None:
         return f"{adapter.module} may count steps itself"

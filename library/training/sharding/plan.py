@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from library.messages import counted, listed, readable_bytes
-from library.options.future_flags import SHARDED
 from library.options.mistakes import Mistakes
 from library.options.packages import installed_version
 from library.training.optim.optimizer_table import OPTIMIZERS
@@ -28,6 +27,8 @@ ALONE = ("--sample_prompts", "--evaluation_prompts", "--scheduled_sampling_max_s
 """What lets one process compute with the model by itself, in the order of check_sharded."""
 OLDEST_TORCH = (2, 9)  # with the safetensors form of torch.distributed.checkpoint for shards
 _USED = "ACCELERATE_USE_FSDP"
+SHARDED = "accelerate launch --use_fsdp --fsdp_version 2"
+"""How a run is started whose processes share out what is trained."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,8 @@ class Sharding:
 def read_sharding(
     environment: Mapping[str, str], launch: Launch, mistakes: Mistakes, notes: list[str]
 ) -> Sharding | None:
-    """The sharding that accelerate is configured for; None without, or with a mistake added. Refuses DeepSpeed."""
-    if _is_on(environment, "ACCELERATE_USE_DEEPSPEED"):
-        mistakes.add(
-            "accelerate is configured for DeepSpeed, which is not supported",
-            f"answer no to DeepSpeed in accelerate config; {SHARDED} shares out what is trained as ZeRO does",
-        )
-    if not _is_on(environment, _USED):
+    """The sharding that accelerate is configured for; None without, or with a mistake added."""
+    if not is_on(environment, _USED):
         return None
     version = environment.get("FSDP_VERSION", "1").strip()
     if version != "2":
@@ -74,9 +70,9 @@ def read_sharding(
     if launch.world == 1:
         notes.append("accelerate is configured for FSDP, but there is one process: nothing is sharded")
         return None
-    if _is_on(environment, "FSDP_ACTIVATION_CHECKPOINTING"):
+    if is_on(environment, "FSDP_ACTIVATION_CHECKPOINTING"):
         notes.append("fsdp_activation_checkpointing is not read: --gradient_checkpointing does it")
-    if _is_on(environment, "FSDP_OFFLOAD_PARAMS"):
+    if is_on(environment, "FSDP_OFFLOAD_PARAMS"):
         mistakes.add(
             "accelerate is configured to keep shards in main memory (fsdp_offload_params), which is not supported",
             "start with --fsdp_offload_params false",
@@ -115,12 +111,13 @@ def check_sharded(
         mistakes.add("--mixed_precision fp16 with FSDP: the scale of the loss is not shared", f"use bf16, or {remedy}")
     if resume is not None and not resume.is_sharded:
         mistakes.add(f"--resume {resume.folder} with FSDP: this state is not sharded", remedy)
-    if found := [name for name, is_on in computed.items() if is_on]:
+    if found := [name for name, has in computed.items() if has]:
         mistakes.add(
             f"{listed(found, 9)} with FSDP: the model computes only on all processes at once",
             f"remove it, and draw with the saved models (gen_img.py, tools/evaluate_subject.py), or {remedy}",
         )
 
 
-def _is_on(environment: Mapping[str, str], name: str) -> bool:
+def is_on(environment: Mapping[str, str], name: str) -> bool:
+    """Whether a variable of accelerate's launcher is switched on."""
     return environment.get(name, "").strip().lower() in ("1", "true", "yes")

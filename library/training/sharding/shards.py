@@ -44,7 +44,8 @@ class Shards:
 
     Only the writer decides what is saved, how often and where. While it does, the others follow: they hand over the
     parts of a tensor that it reads, hold the same version of the weights, and write their shards of a state. `weights`
-    and `state` are those of the run, set once they are made.
+    and `state` are those of the run, set once they are made. `gather` and `shape`: a parameter with all its values,
+    which all processes call at once, and the shape that it then has.
     """
 
     processes: Processes
@@ -52,6 +53,8 @@ class Shards:
     mesh: Any
     weights: Weights | None = None
     state: RunState = field(default_factory=dict)
+    gather: Callable[[Any], Tensor] = lambda parameter: parameter.full_tensor()
+    shape: Callable[[Any], tuple[int, ...]] = lambda parameter: tuple(parameter.shape)
     _is_lazy: bool = field(default=False, init=False)
     _parameters: list[Any] = field(default_factory=list, init=False)
 
@@ -135,7 +138,7 @@ class Shards:
             return
         numbers = {id(parameter): number for number, parameter in enumerate(self._parameters)}
         for name, parameter in module.named_parameters(remove_duplicate=False):
-            info = TensorInfo(dtype_name(parameter.dtype), tuple(parameter.shape))
+            info = TensorInfo(dtype_name(parameter.dtype), self.shape(parameter))
             state[prefix + name] = LazyTensor(info, partial(self._fetch, numbers[id(parameter)]))
 
     def _fetch(self, number: int) -> Tensor:
@@ -144,8 +147,7 @@ class Shards:
 
     @torch.no_grad()
     def _gathered(self, number: int) -> Tensor:
-        whole: Tensor = self._parameters[number].full_tensor()
-        return whole.to("cpu")
+        return self.gather(self._parameters[number]).to("cpu")
 
 
 def join(shards: Shards | None, processes: Processes, weights: Weights, state: RunState) -> tuple[Weights, OnWriter]:

@@ -105,15 +105,15 @@ def stopped(recipe: Recipe, words: Sequence[str]) -> int:
             signal.raise_signal(left.pop())
         return 1.0
 
-    return _disturbed(recipe, words, signalled)
+    return disturbed(recipe, words, signalled)
 
 
 def not_finite(recipe: Recipe, words: Sequence[str]) -> int:
     """A run whose second loss is not a number."""
-    return _disturbed(recipe, words, lambda step: math.nan if step else 1.0)
+    return disturbed(recipe, words, lambda step: math.nan if step else 1.0)
 
 
-def _disturbed(recipe: Recipe, words: Sequence[str], factor: Callable[[int], float]) -> int:
+def disturbed(recipe: Recipe, words: Sequence[str], factor: Callable[[int], float]) -> int:
     """A run whose predictions are multiplied by a function of the number of finished steps."""
     compute, predict, now = TrainingLoss.__call__, TrainingLoss.predict, [0]
 

@@ -32,7 +32,6 @@ def read(environment: dict[str, str], launch: Launch = PAIR) -> tuple[Sharding |
 
 def test_the_variables_of_accelerate() -> None:
     assert read({}) == (None, "")
-    assert "--fsdp_version 2" in read({"ACCELERATE_USE_DEEPSPEED": "true"})[1]
     assert read(FSDP2) == (Sharding(2), "")
     assert read(FSDP2 | {"FSDP_RESHARD_AFTER_FORWARD": "false"}) == (Sharding(2, reshard=False), "")
     assert "--fsdp_offload_params false" in read(FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"})[1]

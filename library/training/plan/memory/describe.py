@@ -29,6 +29,8 @@ def _costs(costs: Costs, facts: RunFacts, *, is_unknown: bool) -> Iterator[str]:
     """`is_unknown`: what is trained is known only after it is made."""
     if facts.sharding is not None:
         yield from facts.sharding.describe(costs)
+    if facts.zero is not None:
+        yield from facts.zero.describe(costs)
     if is_unknown:
         yield f"{readable_bytes(costs.weights)} for the weights of the base model"
         yield "parameters and file size of the adapter are reported after it is created"
