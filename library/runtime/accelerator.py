@@ -76,3 +76,12 @@ def forked_generators() -> Iterator[None]:
         torch.set_rng_state(before[0])
         if module is not None:
             module.set_rng_state(before[1])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of torch on the CPU and the current device. torch.manual_seed asks every kind of
+    device that torch knows, which takes longer than drawing the noise of a step."""
+    torch.default_generator.manual_seed(seed)
+    module = accelerator_module()
+    if module is not None:
+        module.manual_seed(seed)

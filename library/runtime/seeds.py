@@ -57,12 +57,10 @@ def torch_generator(*parts: int | str) -> torch.Generator:
 def keyed_draws(*parts: int | str) -> Iterator[None]:
     """What is drawn from torch's global generators in this context depends on the key `parts` alone, and leaves no
     trace in them."""
-    import torch
-
-    from library.runtime.accelerator import forked_generators
+    from library.runtime.accelerator import forked_generators, seed_generators
 
     with forked_generators():
-        torch.manual_seed(draw_seed(*parts))
+        seed_generators(draw_seed(*parts))
         yield
 
 
