@@ -17,6 +17,9 @@ from torch import Tensor
 from library.runtime.seeds import device_generator
 
 
+_ROUNDED_AT_ONCE = 2**20  # values, a multiple of 4: rounding needs several times their memory
+
+
 class Rounding(Protocol):
     """How bfloat16 weights take part in a float32 step. `number`: the place of a weight among all that are trained."""
 
@@ -52,7 +55,10 @@ class Stochastic:
         """Round."""
         values, weight = local(values), local(weight)
         generator = device_generator(values.device, self.seed, "rounding", self.step, number)
-        weight.copy_(stochastic_round(values, random_bits(values, generator)))
+        if values.is_contiguous() and weight.is_contiguous():
+            values, weight = values.view(-1), weight.view(-1)
+        for some, rounded in zip(values.split(_ROUNDED_AT_ONCE), weight.split(_ROUNDED_AT_ONCE), strict=True):
+            rounded.copy_(stochastic_round(some, random_bits(some, generator)))
 
     def stepped(self) -> None:
         """Count a step."""

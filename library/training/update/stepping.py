@@ -123,8 +123,10 @@ class Stepping:
             return
         number, state = self._places[parameter][1], self.optimizer.state
         stand_in = nn.Parameter(rounding.widen(number, parameter))
+        is_written = parameter.grad is not None or isinstance(rounding, Nearest)
         if parameter.grad is not None:
             stand_in.grad = parameter.grad.float()
+            parameter.grad = None
         if parameter in state:
             state[stand_in] = state.pop(parameter)
         try:
@@ -132,7 +134,8 @@ class Stepping:
         finally:
             if stand_in in state:
                 state[parameter] = state.pop(stand_in)
-        if parameter.grad is not None or isinstance(rounding, Nearest):
+        stand_in.grad = None
+        if is_written:
             with torch.no_grad():
                 rounding.write(number, stand_in.detach(), parameter)
 
