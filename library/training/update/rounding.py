@@ -16,7 +16,6 @@ from torch import Tensor
 
 from library.runtime.seeds import device_generator
 
-
 _ROUNDED_AT_ONCE = 2**20  # values, a multiple of 4: rounding needs several times their memory
 
 
