@@ -87,11 +87,18 @@ def decide_update(facts: RunFacts, optimizer: OptimizerChoice, mistakes: Mistake
     by_tensor = memory.fused_backward_clipping == "tensor" and limit > 0
     rounding = memory.bf16_rounding if precision.trained == "bf16" else "nearest"
     fuses = _fuses(facts, optimizer, mistakes, notes)
+    two_passes = fuses and ((limit > 0 and not by_tensor) or skips > 0)
+    if two_passes and memory.gradient_checkpointing and memory.gradient_checkpointing_policy == "attention":
+        mistakes.add(
+            "--gradient_checkpointing_policy attention with a fused backward pass: there are two, for --max_grad_norm or "
+            "--max_nonfinite_steps, and torch back-propagates such blocks once",
+            "use --gradient_checkpointing_policy all or half, or --max_grad_norm 0 --max_nonfinite_steps 0",
+        )
     return UpdatePlan(
         max_grad_norm=limit,
         fuses=fuses,
         groups=memory.fused_optimizer_groups or 0 if fuses else 0,
-        two_passes=fuses and ((limit > 0 and not by_tensor) or skips > 0),
+        two_passes=two_passes,
         clips_by_tensor=fuses and by_tensor,
         rounding=None if rounding == "nearest" else cast(Literal["stochastic", "kahan"], rounding),
         offloads=_offloads(facts, optimizer, mistakes, notes),

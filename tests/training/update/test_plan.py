@@ -51,6 +51,7 @@ def test_what_a_fused_pass_cannot_do(world: World, tmp_path: Path, monkeypatch: 
         ({"optimizer_type": "Prodigy"}, "Prodigy estimates its learning rate from all gradients"),
         ({"optimizer_type": "dadaptation.DAdaptLion"}, "estimates its learning rate"),
         ({"optimizer_type": "own_optimizer.Own"}, "Own is not known to step each weight by its own gradient alone"),
+        ({"gradient_checkpointing": True, "gradient_checkpointing_policy": "attention"}, "such blocks once"),
         ({"fused_optimizer_groups": 3}, "both update the weights during the backward pass"),
     ):
         with pytest.raises(UserError) as error:
