@@ -46,13 +46,6 @@ class UpdatePlan:
         """Bytes of a number in optimizer state that has the format of the stepped weights."""
         return weight_bytes if self.rounding is None else 4
 
-    def at_once(self, trained: int, largest: int, state_bytes: float) -> int:
-        """Bytes on the device only while weights are stepped: float32 weights and gradients of bfloat16 ones, and
-        offloaded state, `state_bytes` for each of them. `trained`, `largest`: values of all weights and of the largest
-        one."""
-        values = min(trained, max(AT_ONCE, largest)) if self.per_tensor else trained
-        return round(values * ((8 if self.rounding else 0) + (state_bytes if self.offloads else 0)))
-
     def costs(self, whole: Costs, largest: int, weight_bytes: int) -> Costs:
         """The costs of a run on its device, made of those of one that does not fuse or offload. `largest`: values of
         the largest weight."""
@@ -90,8 +83,8 @@ def decide_update(facts: RunFacts, optimizer: OptimizerChoice, mistakes: Mistake
     two_passes = fuses and ((limit > 0 and not by_tensor) or skips > 0)
     if two_passes and memory.gradient_checkpointing and memory.gradient_checkpointing_policy == "attention":
         mistakes.add(
-            "--gradient_checkpointing_policy attention with a fused backward pass: there are two, for --max_grad_norm or "
-            "--max_nonfinite_steps, and torch back-propagates such blocks once",
+            "--gradient_checkpointing_policy attention with a fused backward pass: there are two, for --max_grad_norm "
+            "or --max_nonfinite_steps, and torch back-propagates such blocks once",
             "use --gradient_checkpointing_policy all or half, or --max_grad_norm 0 --max_nonfinite_steps 0",
         )
     return UpdatePlan(

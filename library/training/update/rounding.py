@@ -56,7 +56,8 @@ class Stochastic:
         generator = device_generator(values.device, self.seed, "rounding", self.step, number)
         if values.is_contiguous() and weight.is_contiguous():
             values, weight = values.view(-1), weight.view(-1)
-        for some, rounded in zip(values.split(_ROUNDED_AT_ONCE), weight.split(_ROUNDED_AT_ONCE), strict=True):
+        parts = zip(torch.split(values, _ROUNDED_AT_ONCE), torch.split(weight, _ROUNDED_AT_ONCE), strict=True)
+        for some, rounded in parts:
             rounded.copy_(stochastic_round(some, random_bits(some, generator)))
 
     def stepped(self) -> None:
