@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from library.training.best.best import Best
 from library.training.ending import describe_end, next_step
 from library.training.evaluation.evaluation import build_evaluation
+from library.training.memory_watch import watch_memory
 from library.training.plan.start import began as time_of_beginning
 from library.training.preview.drawing import build_drawer
 from library.training.preview.preview import build_preview
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from library.training.evaluation.evaluation import Evaluation
     from library.training.inputs import LatentEncoder
     from library.training.loop import DueCall
+    from library.training.memory_watch import MemoryWatch
     from library.training.plan.plan import Plan
     from library.training.preview.drawing import PromptEncoder
     from library.training.preview.preview import Preview
@@ -69,6 +71,7 @@ class AfterStep:
     best: Best
     saver: Saver
     preview: Preview
+    memory: MemoryWatch
 
     def begin(self, progress: Progress) -> None:
         """What happens before the first step."""
@@ -92,6 +95,7 @@ class AfterStep:
         """The calls after each step, in order: a state that is saved knows what was measured before. All processes
         measure and draw; files are written `on_writer`."""
         return (
+            on_writer(self.memory.due),
             on_writer(self.snapshots.due), self.validation.due, self.evaluation.due, on_writer(self.best.due),
             on_writer(self.saver.save_due), self.preview.due,
         )  # fmt: skip
@@ -136,8 +140,9 @@ def build_after_step(
         time_of_beginning(progress),
     )  # fmt: skip
     return AfterStep(
-        snapshots, _build_validation(plan, run, trained, inputs, progress), evaluation, best, saver, preview
-    )
+        snapshots, _build_validation(plan, run, trained, inputs, progress), evaluation, best, saver, preview,
+        watch_memory(plan.memory, plan.facts.machine, run),
+    )  # fmt: skip
 
 
 def _build_validation(plan: Plan, run: Run, trained: InTraining, inputs: Inputs, progress: Progress) -> Validation:
