@@ -60,19 +60,9 @@ _DATA = (
     FutureFlag("dataset_class", "text"),
 )
 
-_FAST_AND_SMALL = (
-    FutureFlag("dynamo_backend", "text", "inductor", OTHER, neutral=("no",), only_with=("torch_compile",)),
-    _switch("torch_compile", OTHER),
-)
 
 # Of sd-scripts 0.10 and 0.11.
 _NEWER = (
-    _switch("compile", OTHER),
-    FutureFlag("compile_backend", "text", "inductor", OTHER, only_with=("compile",)),
-    FutureFlag("compile_cache_size_limit", "integer", None, OTHER, only_with=("compile",)),
-    FutureFlag("compile_dynamic", "text", None, OTHER, only_with=("compile",)),
-    _switch("compile_fullgraph", OTHER, only_with=("compile",)),
-    FutureFlag("compile_mode", "text", "default", OTHER, only_with=("compile",)),
     _switch("cuda_allow_tf32", OTHER),
     _switch("cuda_cudnn_benchmark", OTHER),
     FutureFlag("show_timesteps", "text", None, OTHER),
@@ -144,7 +134,7 @@ _SIMPLETUNER = (
 )
 
 FUTURE_FLAGS: Mapping[str, FutureFlag] = MappingProxyType(
-    {row.name: row for rows in (_DATA, _FAST_AND_SMALL, _NEWER, _OTHER_PROGRAMS, _SIMPLETUNER) for row in rows}
+    {row.name: row for rows in (_DATA, _NEWER, _OTHER_PROGRAMS, _SIMPLETUNER) for row in rows}
 )
 
 

@@ -27,6 +27,7 @@ TITLES = {
     "adapter": "Adapter",
     "averaging": "Average of the weights",
     "memory": "Precision, memory and speed",
+    "compilation": "Compiling",
     "quantisation": "Quantised base model",
     "saving": "Saved files",
     "hub": "Hugging Face Hub",

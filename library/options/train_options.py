@@ -13,6 +13,7 @@ from library.options.groups.adapter import AdapterOptions
 from library.options.groups.averaging import AveragingOptions
 from library.options.groups.cache import CacheOptions
 from library.options.groups.caption import CaptionOptions
+from library.options.groups.compilation import CompileOptions
 from library.options.groups.dataset import DatasetOptions
 from library.options.groups.deepspeed import DeepSpeedOptions
 from library.options.groups.evaluation import EvaluationOptions
@@ -48,6 +49,7 @@ class TrainOptions:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     averaging: AveragingOptions = field(default_factory=AveragingOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    compilation: CompileOptions = field(default_factory=CompileOptions)
     quantisation: QuantisationOptions = field(default_factory=QuantisationOptions)
     saving: SavingOptions = field(default_factory=SavingOptions)
     hub: HubOptions = field(default_factory=HubOptions)

@@ -21,6 +21,7 @@ from library.messages import readable_bytes
 from library.objective.masking import MaskSettings
 from library.runtime.processes import ALONE, Processes
 from library.training.conditioning import MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
+from library.training.memory import TILE
 from library.training.plan.ahead import captions_are_fixed, encodes_captions_ahead
 from library.training.validation.plan import validation_captions
 
@@ -66,12 +67,13 @@ class LatentEncoder:
         options, family = self.options, self.model.family
         to_disk = options.cache_latents_to_disk
         name = weights_hash(self.vae, without=("decoder.", "post_quant_conv.")) if to_disk else ""
+        tiles = f" tiles of {TILE}" if getattr(self.vae, "use_tiling", False) else ""
         return latent_cache.build_latent_cache(
             reader.records,
             reader.placements,
             reader.for_cache,
             partial(family.encode_images, self.vae),
-            vae=f"{name} {self.vae_format}" if to_disk else "",
+            vae=f"{name} {self.vae_format}{tiles}" if to_disk else "",
             suffix=family.latent.cache_suffix,
             to_disk=to_disk,
             flip=[not record.held_out and reader.settings(index).flip for index, record in enumerate(reader.records)],

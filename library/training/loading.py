@@ -10,7 +10,7 @@ import torch
 from library.families.family import Model, TextSettings
 from library.runtime.precision import FloatName, torch_dtype
 from library.runtime.stored_weights import compute_in_fp32
-from library.training.memory import loading_device
+from library.training.memory import loading_device, tile_vae
 from library.training.quantised.packer import Packer
 from library.training.saving.model_file import check_finite_weights, clip_skip_of
 
@@ -57,6 +57,8 @@ def load_model(
     for name, module in model.modules().items():
         if name != "vae" and (base != "fp32" or pack is not None):
             compute_in_fp32(module)
+    if options.memory.vae_tiling and model.vae is not None:
+        tile_vae(model.vae, model.family.latent.stride)
     check_finite_weights(model)
     return model
 

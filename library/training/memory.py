@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from library.options.groups.memory import MemoryOptions
     from library.training.blocks.checkpoints import Checkpoints
     from library.training.trainable import Trainable
+
+TILE = 512  # pixels: a side of the VAE's tiles
 
 
 def prepare(
@@ -85,6 +87,30 @@ def encoding_vae(vae: Any, precision: Precision, device: torch.device) -> Any:
     if device.type == "cpu":
         encoding.encoder.to(memory_format=torch.channels_last)
     return encoding
+
+
+def tile_vae(vae: Any, stride: int) -> None:
+    """Let a VAE encode and decode larger images in tiles of 512 pixels that overlap by a quarter and are blended
+    (diffusers' tiling). The memory of its activations is then that of one tile: a quarter, at 1024x1024.
+
+    Each tile has its own mean and variance in the norms, and attends to itself, so latents differ from those of the
+    whole image. Smaller images are the same. `stride`: pixels of a latent.
+    """
+    vae.enable_tiling()
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // stride
+
+
+@contextmanager
+def visiting(modules: Iterable[Any], device: torch.device) -> Iterator[None]:
+    """While this is open, modules are on a device; then they go back to where they were."""
+    homes = [(module, module.device) for module in modules if module.device != device]
+    try:
+        for module, _ in homes:
+            module.to(device)
+        yield
+    finally:
+        for module, home in homes:
+            module.to(home)
 
 
 def offload_vae(model: Model, options: MemoryOptions, *, keep: bool) -> None:

@@ -16,6 +16,7 @@ from library.runtime.transfers import reads_locked_memory
 from library.training.after_step import Inputs, InTraining, build_after_step, build_saver, report
 from library.training.averaging.weights import build_weights
 from library.training.blocks.checkpoints import build_checkpoints
+from library.training.blocks.compiled import compile_blocks, compiling
 from library.training.blocks.swap import place
 from library.training.conditioning import build_conditioner
 from library.training.ending import end_stopped
@@ -27,7 +28,14 @@ from library.training.late import Late, skips_on_device
 from library.training.left_out import LeftOut
 from library.training.loading import load_model
 from library.training.loop import Loop
-from library.training.memory import encoding_vae, fp16_gradients, offload_text_encoders, offload_vae, prepare
+from library.training.memory import (
+    encoding_vae,
+    fp16_gradients,
+    offload_text_encoders,
+    offload_vae,
+    prepare,
+    release_memory,
+)
 from library.training.nonfinite import NonFinite
 from library.training.optim.optimizers import make_optimizer
 from library.training.optim.schedules import make_schedule, try_out
@@ -71,6 +79,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alik
         preallocate_heap(plan.costs.training - plan.costs.gradients if facts.machine.is_cpu else 0),
         open_run(options, plan.trackers, precision.mixed_precision, facts.seed, events, agreeing) as run,
         uploading(plan.uploads, run) as uploads,
+        compiling(plan.blocks.compilation, run.say),
     ):
         # Load the model and choose what to train, if the optimizer accepts its arguments.
         rates = plan.optimization.learning_rates
@@ -101,8 +110,12 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alik
             prompts.drop_text_encoders()
             conditioner.text_encoders = {}
             offload_text_encoders(model, options.memory, keep=trainable.whole_model)
+        elif encoded and not options.memory.highvram:
+            prompts.rest(run.device)
+            release_memory(options.memory)
 
         # Build the optimizer and the learning rate schedule; from here on the backbone is on the device.
+        compile_blocks(model.backbone, tuple(plan.blocks.sizes), plan.blocks.compilation)
         place(model.backbone, plan.blocks.swapped, run.device, run.say)
         optimizer = make_optimizer(
             plan.optimization.optimizer, parameter_groups(trainable.parts), uses_scaler=precision.uses_scaler

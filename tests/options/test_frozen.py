@@ -211,6 +211,14 @@ learning_rate_te2 float null
 train_text_encoder bool false
 blocks_to_swap int null
 cpu_offload_checkpointing bool false
+dynamo_backend str "inductor" eager|aot_eager|inductor|aot_ts_nvfuser|nvprims_nvfuser|cudagraphs|ofi|fx2trt|onnxrt|tensort|ipex|tvm
+torch_compile bool false
+compile bool false
+compile_backend str "inductor"
+compile_cache_size_limit int null
+compile_dynamic str null true|false|auto
+compile_fullgraph bool false
+compile_mode str "default"
 deepspeed bool false
 fp16_master_weights_and_gradients bool false
 offload_optimizer_device str null cpu|nvme
@@ -227,15 +235,7 @@ cache_info bool false
 persistent_data_loader_workers bool false
 dataset_class str null
 # fast and small
-dynamo_backend str "inductor" eager|aot_eager|inductor|aot_ts_nvfuser|nvprims_nvfuser|cudagraphs|ofi|fx2trt|onnxrt|tensort|ipex|tvm
-torch_compile bool false
 # sd-scripts 0.10 and 0.11
-compile bool false
-compile_backend str "inductor"
-compile_cache_size_limit int null
-compile_dynamic str null true|false|auto
-compile_fullgraph bool false
-compile_mode str "default"
 cuda_allow_tf32 bool false
 cuda_cudnn_benchmark bool false
 show_timesteps str null image|console
@@ -294,7 +294,7 @@ scheduled_sampling_reflexflow bool false
 scheduled_sampling_reflexflow_alpha float 1.0
 scheduled_sampling_reflexflow_beta1 float 10.0
 scheduled_sampling_reflexflow_beta2 float 1.0
-"""  # noqa: E501
+"""
 OUR_OWN = (
     *("bf16_rounding", "fused_backward_clipping", "offload_optimizer", "vram"),
     *("dry_run", "strict", "write_inference_yaml", "data_backend_config", "class_tokens", "num_repeats"),
@@ -323,7 +323,7 @@ OUR_OWN = (
     ),
     *("data_aesthetic_score", "refiner_training_strength", "refiner_training_invert_schedule"),
     *("keep_best", "early_stop"),
-    "gradient_checkpointing_policy",
+    *("gradient_checkpointing_policy", "vae_tiling"),
 )
 
 KINDS = {
@@ -353,7 +353,7 @@ KNOWN = rows(THIS_VERSION) | rows(LATER_VERSIONS)
 
 
 def test_every_known_flag_is_ours_or_of_a_later_version_and_none_is_both() -> None:
-    assert len(rows(THIS_VERSION)) == 203 and len(rows(LATER_VERSIONS)) == 67
+    assert len(rows(THIS_VERSION)) == 211 and len(rows(LATER_VERSIONS)) == 59
     aliases = {alias for flag in FLAGS.values() for alias in flag.aliases}
     assert {*FLAGS, *aliases} == {*rows(THIS_VERSION), *OUR_OWN}
     assert set(FUTURE_FLAGS) == set(rows(LATER_VERSIONS))
@@ -467,7 +467,7 @@ def test_flags_that_must_not_change_on_resume() -> None:
         lr_scheduler_min_lr_ratio
         preservation preservation_identifier preservation_class preservation_base preservation_draws
         use_ema ema_of ema_decay ema_horizon ema_update_interval ema_warmup_steps posthoc_ema_snapshots
-        gradient_accumulation_steps no_half_vae base_precision
+        gradient_accumulation_steps vae_tiling no_half_vae base_precision
         base_model_precision text_encoder_1_precision text_encoder_2_precision text_encoder_3_precision
         fp8_base fp8_base_unet
         """.split()

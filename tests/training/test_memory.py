@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from library.options.groups.memory import MemoryOptions
 from library.runtime.device import Machine
 from library.runtime.precision import resolve
+from library.training import memory
 from library.training.blocks.checkpoints import checkpoint_activations
 from library.training.memory import (
     MemoryEfficientAttention,
@@ -23,6 +25,8 @@ from library.training.memory import (
     prepare,
     release_memory,
     set_attention,
+    tile_vae,
+    visiting,
     working_copy,
 )
 from library.training.trainable import Part, Trainable
@@ -327,3 +331,39 @@ def test_optimizers_that_full_fp16_allows_train_finitely_under_the_scaler(name: 
             patched.step(optimizer)
             patched.update()
     assert weight.isfinite().all() and (weight[1:] < 1).all()
+
+
+def test_each_tile_of_a_large_image_is_encoded_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 32 pixels here: where none overlap, latents are those of the tile alone, and small images are the
+    same."""
+    monkeypatch.setattr(memory, "TILE", 32)
+    whole, tiled = vae(), vae()
+    tile_vae(tiled, stride=1)
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    with torch.no_grad():
+        small = image[..., :32]
+        assert torch.equal(tiled.encode(small).latent_dist.mean, whole.encode(small).latent_dist.mean)
+        means = tiled.encode(image).latent_dist.mean
+        expected = whole.encode(image).latent_dist.mean
+        alone = 32 - 32 // 4
+        assert torch.equal(means[..., :alone, :alone], whole.encode(small).latent_dist.mean[..., :alone, :alone])
+        assert means.shape == expected.shape and not torch.equal(means, expected)
+        latents = torch.randn(1, 4, 32, 48, generator=torch.Generator().manual_seed(5))
+        assert tiled.decode(latents).sample.shape == whole.decode(latents).sample.shape
+
+
+@dataclass
+class Module:
+    device: torch.device
+    been: list[str] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> None:
+        self.device = torch.device(device)
+        self.been.append(self.device.type)
+
+
+def test_modules_visit_the_device_and_go_home_after_an_error_too() -> None:
+    resting, there = Module(torch.device("cpu")), Module(torch.device("meta"))
+    with pytest.raises(ZeroDivisionError), visiting([resting, there], torch.device("meta")):
+        raise ZeroDivisionError
+    assert resting.been == ["meta", "cpu"] and there.been == []

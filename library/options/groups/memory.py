@@ -119,6 +119,11 @@ class MemoryOptions:
         "Do not empty the device's memory cache between preparation steps, for GPUs with much memory.",
         may_change_on_resume=True,
     )
+    vae_tiling: bool = flag(
+        False,
+        "Encode and decode images of more than 512 pixels in overlapping tiles: less memory; latents are close to"
+        " those of the whole image, not the same.",
+    )
     no_half_vae: bool = flag(False, "Run the VAE in fp32 even with mixed precision.")
     base_precision: str = flag(
         "fp32",

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from library.options.rules.rule_kinds import NoEffect, both, is_one_of, off, on
+from library.options.rules.rule_kinds import Implies, NoEffect, both, is_one_of, off, on
 
 _POLICY = "gradient_checkpointing_policy"
+
+IMPLIES = tuple(
+    Implies(
+        switch,
+        both(on(switch), is_one_of(_POLICY, "attention")),
+        _POLICY,
+        "all",
+        "the results of attention cannot be kept out of compiled blocks",
+    )
+    for switch in ("torch_compile", "compile")
+)
 
 NO_EFFECT = (
     NoEffect(

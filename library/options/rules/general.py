@@ -292,6 +292,7 @@ IMPLIES = (
         "masked_loss has no effect: there are no masks (set conditioning_data_dir, or alpha_mask for transparency)",
     ),
     *adapter_rules.IMPLIES,
+    *block_rules.IMPLIES,
 )
 
 OVERRIDES = (

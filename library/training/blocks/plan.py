@@ -1,4 +1,4 @@
-"""Decide what happens block by block: recomputed activations, weights in main memory. Imports no torch.
+"""Decide what happens block by block: recomputed activations, weights in main memory, compiling. Imports no torch.
 
 A block is what the family calls so (`shard_units`): a residual or transformer block of the backbone.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from library.messages import counted, readable_bytes
 from library.options.mistakes import Mistakes
 from library.runtime.precision import BYTES
+from library.training.blocks.compile_plan import Compilation, decide_compilation
 
 if TYPE_CHECKING:
     from library.runtime.device import Machine
@@ -27,7 +28,7 @@ _ON_DEVICE = 2  # swapped blocks that are on the device at once: the one that co
 class BlocksPlan:
     """`title`: the backbone's name in messages. `sizes`: parameters of its blocks by name. `swapped`: those in main
     memory, with `swapped_bytes` of weights less on the device. `policy`: --gradient_checkpointing_policy; `to_host`:
-    inputs of recomputed blocks wait in main memory."""
+    inputs of recomputed blocks wait in main memory. `compilation`: None: blocks are not compiled."""
 
     title: str
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -35,9 +36,12 @@ class BlocksPlan:
     swapped_bytes: int = 0
     policy: str = "all"
     to_host: bool = False
+    compilation: Compilation | None = None
 
     def lines(self) -> Iterator[str]:
         """What the plan says."""
+        if self.compilation is not None:
+            yield self.compilation.line()
         if self.swapped:
             yield (
                 f"{len(self.swapped)} of {counted(len(self.sizes), 'block')} of the {self.title} in main memory: "
@@ -73,6 +77,7 @@ def decide_blocks(facts: RunFacts, adapter: AdapterPlan | None, mistakes: Mistak
         swapped_bytes=saved,
         policy=options.gradient_checkpointing_policy,
         to_host=options.cpu_offload_checkpointing and "cpu_offload_checkpointing" not in idle,
+        compilation=decide_compilation(facts, mistakes, notes),
     )
 
 

@@ -16,7 +16,7 @@ from library.options.mistakes import Mistake, UserError
 from library.sampling.images import encode_prompts, sample_batch, texts_of, token_limit
 from library.sampling.prompts import ImageRequest
 from library.sampling.sampling_path import Estimates, HandOver
-from library.training.memory import release_memory, working_copy
+from library.training.memory import release_memory, visiting, working_copy
 from library.training.preview.plan import PreviewPlan, read_requests
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class PromptEncoder:
     """Encodes prompts: see library.sampling.images.EncodePrompts.
 
     `text_encoders` are those that the run computes with. A run whose captions are cached may free them: `encode_ahead`
-    keeps the hidden states of the prompts on the CPU, `drop_text_encoders` drops the references.
+    keeps the hidden states of the prompts on the CPU, `drop_text_encoders` drops the references. `device`: where they
+    compute; None: where they are.
     """
 
     family: Family
@@ -49,6 +50,7 @@ class PromptEncoder:
     text_encoders: Mapping[str, Any]
     settings: TextSettings = AS_TRAINED
     autocast: Autocast = nullcontext
+    device: torch.device | None = None
     encoded: dict[tuple[str, int], dict[str, Tensor]] = field(default_factory=dict)
 
     def __call__(self, texts: Sequence[str], max_tokens: int) -> dict[str, Tensor]:
@@ -76,8 +78,15 @@ class PromptEncoder:
         """Drop the references to the text encoders, so that they can be freed."""
         self.text_encoders = {}
 
+    def rest(self, device: torch.device) -> None:
+        """Keep the text encoders in main memory, but for the time in which prompts are encoded on the device."""
+        self.device = device
+        for encoder in self.text_encoders.values():
+            encoder.to("cpu")
+
     def _encode(self, texts: Sequence[str], max_tokens: int) -> dict[str, Tensor]:
-        with self.autocast():
+        encoders = () if self.device is None else self.text_encoders.values()
+        with visiting(encoders, self.device or torch.device("cpu")), self.autocast():
             return encode_prompts(self.family, self.tokenizer, self.text_encoders, self.settings, texts, max_tokens)
 
 

@@ -25,6 +25,7 @@ from library.options.train_options import build
 from library.sampling.images import sample
 from library.sampling.prompts import ImageRequest
 from library.training.isolated_eval import isolated_eval
+from library.training.preview import drawing
 from library.training.preview.drawing import PromptEncoder, decoder, open_drawer
 from library.training.preview.plan import plan_preview
 from library.training.preview.preview import Draw, Preview
@@ -248,6 +249,21 @@ def test_encoded_prompts_need_no_text_encoder(model: Any) -> None:
         assert np.abs(drawn(model, states, request).astype(int) - image.astype(int)).max() <= 1
     with pytest.raises(Exception, match=r"(?s)a cat.*cache_text_encoder_outputs"):
         drawn(model, states, replace(REQUEST, prompt="a cat"))
+
+
+def test_resting_text_encoders_visit_the_device_for_each_prompt(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = PromptEncoder(model.family, model.tokenizer, model.text_encoders)
+    expected = drawn(model, states)
+    visited: list[torch.device] = []
+    visit = drawing.visiting
+
+    def visiting(modules: Any, device: torch.device) -> Any:
+        visited.extend(device for _ in modules)
+        return visit(modules, device)
+
+    monkeypatch.setattr(drawing, "visiting", visiting)
+    states.rest(CPU)
+    assert np.array_equal(drawn(model, states), expected) and visited == [CPU]
 
 
 def test_no_tensor_is_left_behind(model: Any) -> None:
