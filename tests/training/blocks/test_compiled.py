@@ -19,7 +19,7 @@ from library.training.blocks.checkpoints import checkpoint_activations
 from library.training.blocks.compile_plan import Compilation, missing_for
 from library.training.blocks.compiled import compile_blocks, compiling
 from library.training.blocks.swap import place
-from tests.training.blocks.test_swap import CPU, adapted, blocks_of, gradients, unet
+from tests.training.blocks.test_swap import CPU, adapted, blocks_of, gradients, unet, watch
 from tests.training.running import World, assert_equal_files, make_world, run
 
 
@@ -70,7 +70,9 @@ def test_20_steps_of_a_whole_model_in_two_buckets(
     state = tmp_path / "compiled" / "dog-step00000018-state"
     rest = run(world.arguments(tmp_path / "rest", **flags, resume=state), capsys)
     assert rest.losses == {step: loss for step, loss in compiled.losses.items() if step > 18}
-    for name in ("dog.safetensors", "dog-ema.safetensors"):
+    models = [path.name for path in (tmp_path / "rest").glob("*.safetensors")]
+    assert len(models) > 1, "the average is missing"
+    for name in models:
         assert_equal_files(tmp_path / "compiled" / name, tmp_path / "rest" / name)
 
 
@@ -84,9 +86,13 @@ def test_swapped_and_checkpointed_blocks_under_an_adapter_are_compiled() -> None
     said: list[str] = []
     with compiling(plan := Compilation("aot_eager"), said.append):
         compile_blocks(model, names, plan)
-        place(model, blocks_of(model), CPU, pytest.fail)
+        swap = place(model, blocks_of(model), CPU, pytest.fail)
+        assert swap is not None
+        alive = watch(swap)
         found = gradients(model, trained)
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    for one, other in zip(found, expected, strict=True):  # its derivatives are sums in another order
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    assert max(alive) == 2
     assert compilations(said[0]) <= len(names)
     assert not [name for name in model.state_dict() if "_orig_mod" in name]
 
