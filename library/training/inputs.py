@@ -21,16 +21,18 @@ from library.messages import readable_bytes
 from library.objective.masking import MaskSettings
 from library.runtime.processes import ALONE, Processes
 from library.training.conditioning import MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
-from library.training.memory import TILE
+from library.training.memory import TILE, offload_text_encoders, release_memory
 from library.training.plan.ahead import captions_are_fixed, encodes_captions_ahead
 from library.training.validation.plan import validation_captions
 
 if TYPE_CHECKING:
     from library.families.family import Model
     from library.options.groups.cache import CacheOptions
+    from library.options.train_options import TrainOptions
     from library.runtime.precision import FloatName
     from library.training.plan.facts import RunFacts
     from library.training.plan.images import Images
+    from library.training.preview.drawing import PromptEncoder
     from library.training.trainable import Trainable
 
 ON_DEVICE = 1 / 64  # share of the device's memory that encoded captions may take: no more than its use varies by
@@ -132,6 +134,25 @@ def encode_captions_ahead(
         conditioner.store = built.store.on(conditioner.device)
         say(f"encoded captions are kept on the device: {readable_bytes(built.store.size)}")
     return complete
+
+
+def leave_text_encoders(
+    model: Model, conditioner: Conditioner, prompts: PromptEncoder, options: TrainOptions, *, keep: bool, draws: bool
+) -> None:
+    """Take the text encoders off the device, as training no longer needs them (see encode_captions_ahead).
+
+    If previews are drawn, they come back for each prompt, as the prompt file may change during the run; with
+    --highvram they stay. If the user wants their memory back, or nothing is drawn, they are freed, or kept in main
+    memory (`keep`) to be saved.
+    """
+    if draws and not options.cache.cache_text_encoder_outputs:
+        if not options.memory.highvram:
+            prompts.rest(conditioner.device)
+            release_memory(options.memory)
+        return
+    prompts.drop_text_encoders()
+    conditioner.text_encoders = {}
+    offload_text_encoders(model, options.memory, keep=keep)
 
 
 def captions_to_encode(facts: RunFacts, dataset: TrainingDataset) -> tuple[list[str], bool]:

@@ -16,14 +16,14 @@ from library.runtime.transfers import reads_locked_memory
 from library.training.after_step import Inputs, InTraining, build_after_step, build_saver, report
 from library.training.averaging.weights import build_weights
 from library.training.blocks.checkpoints import build_checkpoints
-from library.training.blocks.compiled import compile_blocks, compiling
-from library.training.blocks.swap import place
+from library.training.blocks.compiled import compiling
+from library.training.blocks.place import place
 from library.training.conditioning import build_conditioner
 from library.training.ending import end_stopped
 from library.training.events.sinks import open_events
 from library.training.gradients import build_gradients
 from library.training.hub.uploads import uploading
-from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead
+from library.training.inputs import LatentEncoder, build_training_set, encode_captions_ahead, leave_text_encoders
 from library.training.late import Late, skips_on_device
 from library.training.left_out import LeftOut
 from library.training.loading import load_model
@@ -31,10 +31,8 @@ from library.training.loop import Loop
 from library.training.memory import (
     encoding_vae,
     fp16_gradients,
-    offload_text_encoders,
     offload_vae,
     prepare,
-    release_memory,
 )
 from library.training.nonfinite import NonFinite
 from library.training.optim.optimizers import make_optimizer
@@ -105,18 +103,13 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alik
         conditioner = build_conditioner(facts, model, trainable, run.device)
         encoded = encode_captions_ahead(facts, dataset, conditioner, trainable, run.say, run.processes)
         prompts = build_prompt_encoder(plan.preview, plan.evaluation, conditioner, run.accelerator.autocast)
-        # the prompt file may change during the run: keep the encoders for it, unless the user wants their memory back
-        if encoded and (plan.preview is None or options.cache.cache_text_encoder_outputs):
-            prompts.drop_text_encoders()
-            conditioner.text_encoders = {}
-            offload_text_encoders(model, options.memory, keep=trainable.whole_model)
-        elif encoded and not options.memory.highvram:
-            prompts.rest(run.device)
-            release_memory(options.memory)
+        if encoded:
+            leave_text_encoders(
+                model, conditioner, prompts, options, keep=trainable.whole_model, draws=plan.preview is not None
+            )
 
         # Build the optimizer and the learning rate schedule; from here on the backbone is on the device.
-        compile_blocks(model.backbone, tuple(plan.blocks.sizes), plan.blocks.compilation)
-        place(model.backbone, plan.blocks.swapped, run.device, run.say)
+        place(model.backbone, plan.blocks, run.device, run.say)
         optimizer = make_optimizer(
             plan.optimization.optimizer, parameter_groups(trainable.parts), uses_scaler=precision.uses_scaler
         )

@@ -229,22 +229,3 @@ def _hooks_are_active() -> bool:
     """Whether others hook what autograd saves, as checkpointing does. torch has no public way to ask."""
     ignore_tracing = True
     return torch._C._autograd._top_saved_tensors_default_hooks(ignore_tracing) is not None
-
-
-def place(
-    backbone: nn.Module, swapped: Sequence[str], device: torch.device, say: Callable[[str], None]
-) -> BlockSwap | None:
-    """Move a frozen backbone to the device, without the blocks that are swapped, by name; None if none is."""
-    if not swapped:
-        backbone.to(device)
-        return None
-    blocks = [backbone.get_submodule(name) for name in swapped]
-    swap = BlockSwap(blocks, device, say)
-    inside = {module for block in blocks for module in block.modules()}
-    for module in backbone.modules():
-        if module not in inside:
-            module._apply(lambda tensor: tensor.to(device), recurse=False)  # type: ignore[no-untyped-call]
-        else:
-            for name, buffer in module.named_buffers(recurse=False):
-                module._buffers[name] = buffer.to(device)
-    return swap

@@ -17,8 +17,9 @@ from library.runtime.device import Machine
 from library.training.blocks import compile_plan
 from library.training.blocks.checkpoints import checkpoint_activations
 from library.training.blocks.compile_plan import Compilation, missing_for
-from library.training.blocks.compiled import compile_blocks, compiling
-from library.training.blocks.swap import place
+from library.training.blocks.compiled import compiling
+from library.training.blocks.place import place
+from library.training.blocks.plan import BlocksPlan
 from tests.training.blocks.test_swap import CPU, adapted, blocks_of, gradients, unet, watch
 from tests.training.running import World, assert_equal_files, make_world, run
 
@@ -84,9 +85,9 @@ def test_swapped_and_checkpointed_blocks_under_an_adapter_are_compiled() -> None
     checkpoint_activations(model)
     names = [name for name in blocks_of(model) if name.startswith(("mid_block", "up_blocks.0"))]
     said: list[str] = []
-    with compiling(plan := Compilation("aot_eager"), said.append):
-        compile_blocks(model, names, plan)
-        swap = place(model, blocks_of(model), CPU, pytest.fail)
+    with compiling(compilation := Compilation("aot_eager"), said.append):
+        plan = BlocksPlan("U-Net", dict.fromkeys(names, 0), swapped=tuple(blocks_of(model)), compilation=compilation)
+        swap = place(model, plan, CPU, pytest.fail)
         assert swap is not None
         alive = watch(swap)
         found = gradients(model, trained)

@@ -12,10 +12,11 @@ from torch import nn
 
 from library.training.blocks.checkpoints import Checkpoints, checkpoint_activations
 from library.training.blocks.host_inputs import HostInputs
+from library.training.blocks.place import place
 from library.training.blocks.plan import bytes_off_device
-from library.training.blocks.swap import BlockSwap, place
+from library.training.blocks.swap import BlockSwap
 from tests.pretend_device.device import Device
-from tests.training.blocks.test_swap import adapted, blocks_of, unet
+from tests.training.blocks.test_swap import adapted, blocks_of, swapping, unet
 
 
 def there() -> torch.device:
@@ -26,7 +27,7 @@ def there() -> torch.device:
 def on_device(swapped: bool) -> tuple[Any, list[nn.Parameter], BlockSwap | None]:
     model = unet()
     trained = adapted(model)
-    swap = place(model, blocks_of(model) if swapped else (), there(), pytest.fail)
+    swap = place(model, swapping(blocks_of(model) if swapped else ()), there(), pytest.fail)
     for parameter in trained:
         parameter.data = parameter.data.to(there())
     return model, trained, swap

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from torch import nn
 from library.families.sd.sd import SD1
 from library.runtime.stored_weights import compute_in_fp32
 from library.training.blocks.checkpoints import Checkpoints, checkpoint_activations, every_second
-from library.training.blocks.plan import block_sizes
-from library.training.blocks.swap import BlockSwap, place
+from library.training.blocks.place import place
+from library.training.blocks.plan import BlocksPlan, block_sizes
+from library.training.blocks.swap import BlockSwap
 from tests.packing import pack
 
 CPU = torch.device("cpu")
@@ -33,6 +35,10 @@ def unet() -> Any:
         attention_head_dim=4,
     )
     return model.requires_grad_(requires_grad=False)
+
+
+def swapping(names: Sequence[str]) -> BlocksPlan:
+    return BlocksPlan("U-Net", swapped=tuple(names))
 
 
 def blocks_of(model: nn.Module) -> list[str]:
@@ -110,7 +116,7 @@ def test_gradients_are_the_same_bit_for_bit(checkpointing: str, number: int | No
             swapped.train(), Checkpoints(every_second(blocks)) if isinstance(chosen, str) else chosen
         )
     before = {name: parameter.clone() for name, parameter in swapped.named_parameters()}
-    swap = place(swapped.requires_grad_(requires_grad=False), names[:number], CPU, pytest.fail)
+    swap = place(swapped.requires_grad_(requires_grad=False), swapping(names[:number]), CPU, pytest.fail)
     assert swap is not None
     alive = watch(swap)
     found = gradients(swapped, trained)
@@ -134,7 +140,7 @@ def test_weights_in_half_precision_and_packed_ones_are_swapped_too() -> None:
         compute_in_fp32(model)
     expected = gradients(plain, adapted(plain))
     trained = adapted(swapped)
-    swap = place(swapped, blocks_of(swapped), CPU, pytest.fail)
+    swap = place(swapped, swapping(blocks_of(swapped)), CPU, pytest.fail)
     assert swap is not None and any(block.packed for block in swap.blocks)
     alive = watch(swap)
     found = gradients(swapped, trained)
@@ -146,7 +152,7 @@ def test_without_gradients_blocks_come_and_go_in_any_order() -> None:
     model = unet()
     with torch.no_grad():
         expected = output(model)
-        swap = place(model, blocks_of(model), CPU, pytest.fail)
+        swap = place(model, swapping(blocks_of(model)), CPU, pytest.fail)
         assert swap is not None
         alive = watch(swap)
         for _ in range(2):
@@ -161,7 +167,7 @@ def test_without_gradients_blocks_come_and_go_in_any_order() -> None:
 def test_an_error_in_a_block_brings_its_weights_home() -> None:
     model = unet()
     names = blocks_of(model)
-    home = place(model, names, CPU, pytest.fail)
+    home = place(model, swapping(names), CPU, pytest.fail)
     assert home is not None
     first = dict(model.named_parameters())
     handle = model.get_submodule(names[0]).norm1.register_forward_hook(lambda *_: 1 / 0)
@@ -177,4 +183,4 @@ def test_a_trained_block_is_not_swapped() -> None:
     names = blocks_of(model)
     model.get_submodule(names[0]).norm1.weight.requires_grad_(True)
     with pytest.raises(ValueError, match="trained"):
-        place(model, names, CPU, pytest.fail)
+        place(model, swapping(names), CPU, pytest.fail)
