@@ -234,7 +234,6 @@ LATER_VERSIONS = """
 cache_info bool false
 persistent_data_loader_workers bool false
 dataset_class str null
-# fast and small
 # sd-scripts 0.10 and 0.11
 cuda_allow_tf32 bool false
 cuda_cudnn_benchmark bool false
