@@ -105,7 +105,7 @@ def agreement_part(session: Session) -> None:
     known = rows(tiny=session.tiny)
     end = time.monotonic() + session.limit("agreement")
     children = {where: start_agreement(session, where, 0, end) for where in ("device", "cpu")}
-    table = Table("run", "compared with", "largest difference of a loss", "tolerance", "s", "")
+    table = Table("run", "compared with", "difference of the first loss", "largest of all", "tolerance", "s", "")
     found: dict[tuple[str, str], dict[str, Any]] = {}
     waiting, begun = list(known), ""
     try:
@@ -152,15 +152,18 @@ def compare(table: Table, row: Any, own: Mapping[str, Any], cpu: Mapping[str, An
     """Print the row of a run."""
     beside = row.against or "itself"
     if own["error"]:
-        table.row(row.name, beside, "", "", f"{own['seconds']:.1f}", remark=f"not here: {own['error']}")
+        table.row(row.name, beside, "", "", "", f"{own['seconds']:.1f}", remark=f"not here: {own['error']}")
         return
-    difference = None if cpu is None else largest_difference(dict(own["losses"]), dict(cpu["losses"]))
+    losses, wanted = dict(own["losses"]), dict(cpu["losses"]) if cpu is not None else {}
+    difference = largest_difference(losses, wanted)
     why = "" if cpu is None else cpu["error"]
     verdict = f"the CPU's losses are not known {why}".strip()
     if difference is not None:
         verdict = "equal" if difference <= row.tolerance else "DIFFERENT"
-    shown = "" if difference is None else f"{difference:.1e}"
-    table.row(row.name, beside, shown, f"{row.tolerance:g}", f"{own['seconds']:.1f}", remark=verdict)
+    shown, first = "", ""
+    if difference is not None:  # the first loss is there before a weight has changed
+        shown, first = f"{difference:.1e}", f"{abs(losses[1] - wanted[1]) / abs(wanted[1]):.1e}"
+    table.row(row.name, beside, first, shown, f"{row.tolerance:g}", f"{own['seconds']:.1f}", remark=verdict)
 
 
 def speed_part(session: Session) -> None:

@@ -9,9 +9,10 @@ from typing import Any, Literal
 Flags = Mapping[str, Any]
 STEPS = 20
 
-# The largest difference of a loss from the CPU's, relative to it, over 20 steps. In float32 the order of sums differs;
-# half precision keeps 8 (bf16) or 11 bits (fp16, TF32) of each factor. On a CPU, bf16 differs by 8e-3 from float32.
-EXACT, ROUNDED, HALF, BRAIN = 1e-3, 1e-2, 1e-2, 3e-2
+# The largest difference of a loss from the CPU's, relative to it, over 20 steps. In float32 the order of sums differs:
+# 6e-4 between the tests' pretend device and the CPU. Half precision keeps 8 (bf16) or 11 bits (fp16, TF32) of each
+# factor: on a CPU, bf16 differs by 8e-3 from float32.
+EXACT, ROUNDED, HALF, BRAIN = 2e-3, 1e-2, 1e-2, 3e-2
 
 
 @dataclass(frozen=True)

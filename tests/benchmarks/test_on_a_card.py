@@ -17,7 +17,7 @@ from benchmarks.card.full_runs import arguments, prepare
 from benchmarks.card.lines import emit, parse
 from benchmarks.card.measured_run import Marks, measure
 from benchmarks.card.tables import Bars, Table
-from benchmarks.on_a_card import RUN_COLUMNS, Session, run_row
+from benchmarks.on_a_card import RUN_COLUMNS, Session, compare, run_row
 from library.checkpoints.files import read_header
 from library.families.registry import detect
 from library.training.quantised import backends
@@ -140,3 +140,19 @@ def test_what_cannot_run_here_is_told(tmp_path: Path) -> None:
     assert measured.code == 2
     assert "cuda_tea" in measured.why_not or "required" in measured.why_not
     assert not measured.out_of_memory
+
+
+def test_a_run_is_told_beside_the_cpus(capsys: pytest.CaptureFixture[str]) -> None:
+    def losses(*values: float, error: str = "") -> dict[str, object]:
+        return {"losses": [[step, value] for step, value in enumerate(values, 1)], "error": error, "seconds": 2.0}
+
+    table, row = Table(*"abcdef", ""), ROWS[0]
+    compare(table, row, losses(1.0, 1.0), losses(1.0, 1.001))
+    compare(table, row, losses(1.0, 1.1), losses(1.0, 1.0))
+    compare(table, row, losses(error="xformers is not installed"), losses(1.0))
+    compare(table, row, losses(1.0), None)
+    told = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [cells[-1] for cells in told] == [
+        "equal |", "DIFFERENT |", "not here: xformers is not installed |", "the CPU's losses are not known |"
+    ]  # fmt: skip
+    assert told[0][2:5] == ["0.0e+00", "1.0e-03", "0.002"]
