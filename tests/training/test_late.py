@@ -17,6 +17,7 @@ from library.data.batch import Unread
 from library.data.order import EpochOrder
 from library.objective.loss import Term
 from library.options.mistakes import UserError
+from library.runtime.processes import ALONE, Processes
 from library.training.averaging.ema import Ema
 from library.training.averaging.plan import EmaPlan
 from library.training.averaging.weight_average import WeightAverage
@@ -40,7 +41,13 @@ class Small:
     the forward pass, `unread` by record."""
 
     def __init__(
-        self, interval: int, faults: dict[int, str], unread: Sequence[int] = (), limit: int = 2, due_at: int = 7
+        self,
+        interval: int,
+        faults: dict[int, str],
+        unread: Sequence[int] = (),
+        limit: int = 2,
+        due_at: int = 7,
+        processes: Processes = ALONE,
     ) -> None:
         generator = torch.Generator().manual_seed(3)
         self.layers = [nn.Linear(3, 3), nn.Linear(3, 1)]
@@ -59,16 +66,16 @@ class Small:
         self.saved: list[Any] = []
         self.progress = Progress()
         self.error = ""
-        self._run(interval, limit)
+        self._run(interval, limit, processes)
 
-    def _run(self, interval: int, limit: int) -> None:
+    def _run(self, interval: int, limit: int, processes: Processes) -> None:
         parts = (Part("one", self.layers[0], 0.1, stop_after=5), Part("two", self.layers[1], 0.1))
         order = EpochOrder([0] * 16, [(64, 64)] * 16, [1] * 16, batch_sizes=[1], accumulation=2, seed=0)
         accelerator = SimpleNamespace(
             autocast=nullcontext, backward=torch.Tensor.backward, optimizer_step_was_skipped=False, scaler=None,
             unscale_gradients=lambda: None,
         )  # fmt: skip
-        run = fake_run(accelerator, [])
+        run = fake_run(accelerator, [], processes)
         run.log = lambda values, step: self.logged.append((step, dict(values)))
         rescue = Rescue(run.processes, self._save, RandomStates(), self.said.append, -1)
         steps = Steps(

@@ -479,9 +479,21 @@ def _as_rank(rank: int, folder: Path) -> None:
     runs = {"plain": (torch.inf, ()), "unread": (torch.inf, (1,)), "spoiled": (2, ())}
     try:
         reports = {name: _report(processes, spoiled, unread) for name, (spoiled, unread) in runs.items()}
+        reports["late"] = _compare_late(processes)
     finally:
         torch.distributed.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps(reports), encoding="utf-8")
+
+
+def _compare_late(processes: Processes) -> dict[str, Any]:
+    """Whether reading late changes anything, where samples of one rank are not finite or cannot be read."""
+    from tests.training.test_late import Small
+
+    faults = {9: "nan", 20: "gradient", 31: "nan"}
+    at_once, late = (Small(interval, faults, unread=(2,), processes=processes) for interval in (1, 4))
+    names = ("error", "logged", "progress", "said", "saved")
+    found = {name: getattr(late, name) == getattr(at_once, name) for name in names}
+    return {**found, "state": late.state() == at_once.state(), "skipped": len(at_once.said)}
 
 
 def _report(processes: Processes, spoiled: float, unread: tuple[int, ...]) -> dict[str, Any]:
@@ -516,6 +528,11 @@ def test_two_processes_report_one_loss_and_the_first_one_writes(two_ranks: list[
     # gradients stay each rank's own here: together they are those of the loss
     moved = [1.0 - rank["weight"] for rank in (first, second)]
     assert sum(moved) == pytest.approx(0.1 * (1 + 2 + 3) / 3, rel=1e-5)
+
+
+def test_reading_late_changes_nothing_with_two_processes(two_ranks: list[dict[str, Any]]) -> None:
+    for reports in two_ranks:
+        assert reports["late"].pop("skipped") == 3 and all(reports["late"].values()), reports["late"]
 
 
 def test_all_processes_divide_by_the_samples_that_any_of_them_read(two_ranks: list[dict[str, Any]]) -> None:
