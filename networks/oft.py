@@ -68,10 +68,11 @@ class Oft(nn.Module):
 
     def _rotation_change(self, like: Tensor) -> Tensor:
         """R - I of every block. With R = (I + Q)⁻¹ (I - Q), kohya's and LyCORIS' transform of W, this is
-        -2 (I + Q)⁻¹ Q: one solve, and a small Q is not rounded off against I."""
+        -2 (I + Q)⁻¹ Q: one solve, and a small Q is not rounded off against I. I + Q always has an inverse; to check it,
+        the program would wait for the device."""
         skew = _skew(self.oft_blocks.to(like), self.limit)
         one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-        change: Tensor = torch.linalg.solve(one + skew, -2 * skew)
+        change: Tensor = torch.linalg.solve_ex(one + skew, -2 * skew).result
         return change
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import torch
 
 from library.training import session
 from tests.pretend_device.device import chosen
-from tests.training.on_a_device.cases import CASES, flags_of, make_data
+from tests.training.on_a_device.cases import CASES, Case, flags_of, make_data
+from tests.training.on_a_device.steps import Step, recorded_steps
 from tests.training.running import World, run
+
+ROOM = 1 << 18  # bytes of noise, of encoded captions that a cache holds in main memory, and of numbers, in miniature
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,14 @@ def same_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "encoding_vae", encoding_vae)
 
 
+def assert_little_moves(step: Step, case: Case) -> None:
+    """A step does not wait for the device, but for the reasons of its case, and moves no more than its batch, the noise
+    of that and a few numbers: not a weight."""
+    waiting = Counter(event.line.partition(":")[0] for event in step.events if event.waits)
+    assert waiting.keys() <= case.waits.keys(), waiting
+    assert case.copies_weights or step.moved <= 2 * step.batch + ROOM
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_device_gives_the_losses_of_the_cpu(
     name: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -42,9 +54,12 @@ def test_a_device_gives_the_losses_of_the_cpu(
     losses = {}
     for place in ("cpu", "device"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place / "cache"))
-        with chosen() if place == "device" else nullcontext():
-            outcome = run(world.arguments(tmp_path / place, **flags), capsys, case.recipe)
+        with chosen() if place == "device" else nullcontext() as device:
+            with recorded_steps(device) as steps:
+                outcome = run(world.arguments(tmp_path / place, **flags), capsys, case.recipe)
             assert outcome.code == 0, outcome.err
+            for step in steps[1:]:  # the first one also takes tables of the schedule to the device
+                assert_little_moves(step, case)
             losses[place] = outcome.losses
             if place == "device" and case.resume_at is not None:
                 state = tmp_path / place / f"dog-step{case.resume_at:08d}-state"
