@@ -297,6 +297,8 @@ def main() -> int:
                 parts[name](session)
             except Exception as error:  # noqa: BLE001 - the other parts are still worth their time
                 say(f"\nthis part failed: {type(error).__name__}: {error}")
+        if options.tiny:
+            say("\nminiatures: the bars below mean nothing, but show that each was judged")
         session.bars.show(say)
     say(f"\n{60 * options.minutes - (end - time.monotonic()):.0f} s in all")
     return 0

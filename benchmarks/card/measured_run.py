@@ -111,9 +111,9 @@ def _start_profile(gauge: Gauge) -> Any:
     return profiler
 
 
-def wrapped(recipe: Recipe, stopwatch: Stopwatch | None, *, random: bool, saves: bool) -> Recipe:
+def wrapped(recipe: Recipe, stopwatch: Stopwatch | None, made: list[Trainable], *, random: bool, saves: bool) -> Recipe:
     """A recipe that does the same, tells the stopwatch, draws the weights anew if asked (`random`), and writes no model
-    without `saves`."""
+    without `saves`. What it trains is added to `made`."""
 
     def choose(model: Model, *others: Any) -> Trainable:
         if random:
@@ -123,6 +123,7 @@ def wrapped(recipe: Recipe, stopwatch: Stopwatch | None, *, random: bool, saves:
             for module in model.modules().values():
                 random_weights(module)
         trainable = recipe.choose(model, *others)
+        made.append(trainable)
         if not saves:
             trainable = replace(trainable, write=_write_nothing)
         if stopwatch is None:
@@ -158,21 +159,32 @@ def measure(
 
     from library.training.command import run_recipe
 
-    measured = Measured()
+    measured, made = Measured(), list["Trainable"]()
     stopwatch = None if marks is None else Stopwatch(marks, time.time() if began is None else began, measured)
     output, errors = io.StringIO(), io.StringIO()
     AcceleratorState._reset_state(reset_partial_state=True)
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), recorded(measured.losses.__setitem__):
         try:
-            measured.code = run_recipe(wrapped(recipe, stopwatch, random=random, saves=saves), arguments)
+            measured.code = run_recipe(wrapped(recipe, stopwatch, made, random=random, saves=saves), arguments)
         except Exception as error:  # noqa: BLE001 - what a run cannot do here is a row of the table
             measured.code = 1
             errors.write(f"\n{type(error).__name__}: {error}")
         measured.error = errors.getvalue() if measured.code else ""
     AcceleratorState._reset_state(reset_partial_state=True)
+    for trainable in made:
+        let_go(trainable)
     if measured.code == 1:  # an error of ours: the last line says which
         measured.error = "\n".join(reversed(measured.error.strip().splitlines()))
     return measured
+
+
+def let_go(trainable: Trainable) -> None:
+    """Clear the hooks of its parameters: a parameter and a hook that knows it are never collected."""
+    for part in trainable.parts:
+        for parameter in part.module.parameters():
+            hooks: Any = getattr(parameter, "_post_accumulate_grad_hooks", None)
+            if hooks:
+                hooks.clear()
 
 
 @contextlib.contextmanager
