@@ -131,8 +131,9 @@ def _offloads(facts: RunFacts, optimizer: OptimizerChoice, mistakes: Mistakes, n
     if not facts.options.memory.offload_optimizer:
         return False
     _check_per_tensor("--offload_optimizer", optimizer, mistakes)
-    if facts.sharding is not None:
-        mistakes.add("--offload_optimizer with FSDP, which shares out the state", "remove --offload_optimizer")
+    if facts.sharding is not None or facts.zero is not None:
+        what = "--offload_optimizer with FSDP or DeepSpeed, which share out the state"
+        mistakes.add(what, "remove --offload_optimizer; DeepSpeed has --offload_optimizer_device cpu")
     if facts.machine.is_cpu:
         notes.append("--offload_optimizer has no effect on a CPU: everything is in main memory")
         return False
