@@ -77,7 +77,7 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alik
         preallocate_heap(plan.costs.training - plan.costs.gradients if facts.machine.is_cpu else 0),
         open_run(options, plan.trackers, precision.mixed_precision, facts.seed, events, agreeing) as run,
         uploading(plan.uploads, run) as uploads,
-        compiling(plan.blocks.compilation, run.say),
+        compiling(plan.blocks.compilation, run.say, twice=plan.optimization.update.two_passes),
     ):
         # Load the model and choose what to train, if the optimizer accepts its arguments.
         rates = plan.optimization.learning_rates

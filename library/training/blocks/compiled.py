@@ -31,9 +31,9 @@ def compile_blocks(backbone: nn.Module, names: Sequence[str], plan: Compilation 
 
 
 @contextmanager
-def compiling(plan: Compilation | None, say: Callable[[str], None]) -> Iterator[None]:
+def compiling(plan: Compilation | None, say: Callable[[str], None], *, twice: bool = False) -> Iterator[None]:
     """While this is open, blocks are compiled as often as the plan allows. Then it says how often they were, and drops
-    what was compiled.
+    what was compiled. `twice`: a pass may be back-propagated twice, so it must not write into what was kept for that.
 
     Two sides that are equal in the first image may differ in the next: torch would compile for equal sides first, and
     a resumed run would begin with another image.
@@ -42,13 +42,18 @@ def compiling(plan: Compilation | None, say: Callable[[str], None]) -> Iterator[
         yield
         return
     from torch._dynamo import config, utils
+    from torch._functorch import config as derivatives
     from torch.fx.experimental import _config
 
     symbolic_shapes: Any = _config
     before = utils.counters["stats"]["unique_graphs"]
     limits: dict[str, Any] = {"recompile_limit": plan.limit, "accumulated_recompile_limit": max(256, 8 * plan.limit)}
     try:
-        with config.patch(**limits), symbolic_shapes.patch(use_duck_shape=False):
+        with (
+            config.patch(**limits),
+            symbolic_shapes.patch(use_duck_shape=False),
+            derivatives.patch(donated_buffer=not twice),
+        ):
             yield
         say(f"compiled {utils.counters['stats']['unique_graphs'] - before} times, for other widths, sizes and modes")
     finally:

@@ -117,3 +117,15 @@ def test_what_each_device_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing_for("inductor", Machine("mps", "Apple GPU")) == ""
     assert missing_for("cudagraphs", Machine("cpu", "a processor"))
     assert missing_for("eager", Machine("cpu", "a processor")) == ""
+
+
+def test_a_compiled_pass_can_be_back_propagated_twice() -> None:
+    """For a fused backward pass that measures its gradients first. torch would let it write into what is kept."""
+    block = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 8))
+    inputs = torch.randn(4, 8)
+    with compiling(Compilation("aot_eager"), lambda text: None, twice=True):
+        compiled = torch.compile(block.forward, backend="aot_eager")
+        loss = compiled(inputs).sigmoid().sum()
+        first = torch.autograd.grad(loss, list(block.parameters()), retain_graph=True)
+        second = torch.autograd.grad(loss, list(block.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
