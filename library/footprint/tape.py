@@ -108,7 +108,8 @@ class Tape:
     `compute`: bytes of a number in which autocast multiplies; None: no autocast. `wide_norms`: whether autocast
     normalises in fp32, as it does on CUDA and not on a CPU. `attention_extra`: bytes per value of the queries that
     attention needs in its backward pass. `held`: None, or the number of values whose gradients are held until their
-    weights are updated, which takes `update_bytes` more for each. `inputs_leave`: the inputs of what is computed again
+    weights are updated, which takes `update_bytes` more for each and `update_more` once; `update_frees`: the gradients
+    are freed before. `inputs_leave`: the inputs of what is computed again
     are not on the device meanwhile; `keeps_attention`: the results of attention in there are.
     """
 
@@ -118,6 +119,8 @@ class Tape:
     attention_extra: int = 0
     held: int | None = None
     update_bytes: int = 0
+    update_more: int = 0
+    update_frees: bool = False
     inputs_leave: bool = False
     keeps_attention: bool = False
     mode: Mode = "record"
@@ -345,7 +348,10 @@ class Tape:
     def _update(self) -> None:
         """Update the weights whose gradients are held, and free these."""
         if self._holding:
-            self.ledger.allocate(self.update_bytes * sum(values for _, values in self._holding))
+            values = sum(values for _, values in self._holding)
+            if self.update_frees:
+                self._holding = []
+            self.ledger.allocate(self.update_bytes * values + self.update_more)
             self._holding = []
 
     def _returned(self, left: Tensor) -> Tensor:

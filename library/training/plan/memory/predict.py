@@ -226,6 +226,8 @@ class _Prediction:
         if update.fuses:
             tape.held = self.weights.trained_values // update.groups if update.groups else AT_ONCE
             tape.update_bytes = self._update_bytes()
+            if update.rounding is not None:  # a gradient in float32 takes the place of the one in bf16
+                tape.update_frees, tape.update_more = True, FULL * self.weights.largest_trained
         if update.two_passes:
             tape.backward(output, measuring=True)
         tape.backward(output)
