@@ -101,7 +101,9 @@ class Run:
         if self.events.sinks:
             kind = type_of_values(values)
             state = self._state(values) if kind == "training.status" else {}
-            self.events.emit(kind, {"epoch": self.events.progress.epoch, "values": values} | state)
+            of_step = "loss" in values or "loss/current" in values  # which may have been read late
+            data = {"epoch": self.events.progress.epoch, "values": values} | state
+            self.events.emit(kind, data, step if of_step else None)
 
     @contextmanager
     def _tracking(self) -> Iterator[None]:

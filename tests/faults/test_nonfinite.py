@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def go(world: World, out: Path, capsys: pytest.CaptureFixture[str], **more: obje
     return outcome
 
 
+def recorded(out: Path) -> list[tuple[int, float]]:
+    """Steps with their losses, as the record of a run has them."""
+    events = [json.loads(line) for line in (out / "dog-run.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [(event["step"], event["data"]["loss"]) for event in events if "loss" in event["data"]]
+
+
 def test_a_run_with_skipped_steps_resumes_exactly_and_one_too_many_ends_it(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +70,7 @@ def test_a_run_with_skipped_steps_resumes_exactly_and_one_too_many_ends_it(
     assert [line[20:] for line in late.err.splitlines() if "not finite" in line] == [
         line[20:] for line in whole.err.splitlines() if "not finite" in line
     ]
+    assert recorded(tmp_path / "late") == recorded(tmp_path / "whole") == [*sorted(whole.losses.items())]
     for name in ("dog.safetensors", "dog_ema.safetensors"):
         assert_equal_files(tmp_path / "whole" / name, tmp_path / "late" / name)
 

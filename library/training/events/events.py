@@ -63,9 +63,9 @@ class Events:
     sinks: Sequence[Sink] = ()
     progress: Progress = field(default_factory=Progress)
 
-    def emit(self, type: EventType, data: Mapping[str, object]) -> None:
-        """Hand an event that happens now to all sinks."""
-        event = Event(type, datetime.now(UTC), self.progress.step, data)
+    def emit(self, type: EventType, data: Mapping[str, object], step: int | None = None) -> None:
+        """Hand an event that happens now to all sinks. `step`: what it is about, if that is not the last one."""
+        event = Event(type, datetime.now(UTC), self.progress.step if step is None else step, data)
         for sink in self.sinks:
             sink.write(event)
 
