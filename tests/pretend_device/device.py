@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import sys
 import threading
 import types
@@ -112,6 +113,7 @@ def available() -> Iterator[Device]:
     device = Device(library)
     listener = _listener_of(device)  # lives as long as this function
     library.pretend_start(listener)
+    gc.collect()  # what an earlier run left in cycles is not this one's
     device.reset_peak()
     device.operations()
     threads = torch.autograd.set_multithreading_enabled(False)

@@ -105,6 +105,17 @@ CASES: Mapping[str, Case] = {
         "sdxl", network_module="networks.lokr", network_args=["factor=4", "conv_dim=2"], mixed_precision="bf16",
         cache_text_encoder_outputs=True, empty_caption="zeros", caption_dropout_rate=0.3, tolerance=_HALF,
     ),
+    "LoRA, swapped blocks": _adapter(
+        "sd1", blocks_to_swap=2, gradient_checkpointing=True, cpu_offload_checkpointing=True,
+        network_train_unet_only=True, copies_weights=True,
+    ),
+    "fused backward pass": _whole(
+        "sd1", fused_backward_pass=True, max_grad_norm=0, learning_rate_te=0,
+        waits={"library/training/update/fused.py": "whether all gradients were finite", **_AT_ONCE},
+    ),
+    "optimizer state in main memory": _whole(
+        "sd1", offload_optimizer=True, learning_rate_te=0, copies_weights=True, waits=_AT_ONCE,
+    ),
     "DoRA": _adapter("refiner", network_args=["use_dora=True"]),
     "LoHa": _adapter("sd1", network_module="networks.loha", weighted_captions=True),
     "OFT": _adapter("sd1", network_module="networks.oft"),
