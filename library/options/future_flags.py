@@ -29,12 +29,11 @@ class FutureFlag:
     changes: str = WEIGHTS  # what ignoring it would change: WEIGHTS or OTHER (speed, memory, logs, images, uploads)
     neutral: tuple[Any, ...] = ()  # more values without effect
     only_with: tuple[str, ...] = ()  # has an effect only if one of these is on: "flag" or "flag=value"
-    instead: str = ""  # what does the same here; then it is refused, as it does too much to be ignored
 
     @property
     def is_refused(self) -> bool:
         """Whether a run with it ends, and does not go on without."""
-        return self.changes == WEIGHTS or bool(self.instead)
+        return self.changes == WEIGHTS
 
     def flag(self) -> Flag:
         """The flag for convert()."""
@@ -188,10 +187,6 @@ def _governors(
 def _refusals(refused: list[FutureFlagValue]) -> Iterator[Mistake]:
     for entry in refused:
         default = entry.definition.default
-        if entry.definition.instead:
-            what = f"--{_describe(entry)} ({entry.origin}) is not supported in this version"
-            yield Mistake(what, entry.definition.instead)
-            continue
         other = "" if default in (None, False, "") else f" or set it to its default {format_value(default)}"
         yield Mistake(
             f"--{_describe(entry)} ({entry.origin}) is not supported in this version, "
