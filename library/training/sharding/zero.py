@@ -249,22 +249,35 @@ def share_by_zero(
     modules = [part.module for part in trainable.parts]
     names = {part.name: frozen_names(part) for part in trainable.parts}
     frozen = {part.name: checksum_of(part.module, names[part.name]) for part in trainable.parts if names[part.name]}
-    engine, *_ = deepspeed.initialize(
-        model=_Trained(modules, run.accelerator.autocast),
-        optimizer=optimizer,
-        config=engine_config(plan, max_grad_norm),
-        dist_init_required=False,
-    )
+    with _local_rank(device):
+        engine, *_ = deepspeed.initialize(
+            model=_Trained(modules, run.accelerator.autocast),
+            optimizer=optimizer,
+            config=engine_config(plan, max_grad_norm),
+            dist_init_required=False,
+        )
     mesh = init_device_mesh("cpu", (processes.world,))
     shards = Shards(processes, modules if plan.stage == 3 else (), mesh, gather=_whole, shape=_shape)
     return ZeroEngine(engine, optimizer, plan, processes, shards, frozen)
+
+
+@contextmanager
+def _local_rank(device: torch.device) -> Iterator[None]:
+    """While this is open, the environment has what the package reads of a launcher, also where there is none."""
+    if "LOCAL_RANK" in os.environ:
+        yield
+        return
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
+    try:
+        yield
+    finally:
+        del os.environ["LOCAL_RANK"]
 
 
 def _package(device: torch.device) -> Any:
     """The package, which looks for a GPU, builds a collective of its own with a compiler, and talks a lot."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # of how it calls torch
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # it reads that of a launcher
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     deepspeed, ops = import_module("deepspeed"), import_module("deepspeed.ops")
