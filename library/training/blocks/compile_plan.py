@@ -59,8 +59,9 @@ def decide_compilation(facts: RunFacts, mistakes: Mistakes, notes: list[str]) ->
             "--blocks_to_swap with CUDA graphs: they read weights where they were first, and swapped ones move",
             "use --compile_mode default with the backend inductor, or remove --blocks_to_swap",
         )
-    if facts.sharding is not None:
-        mistakes.add("--torch_compile with FSDP is not supported", "remove one of the two")
+    if facts.sharding is not None or facts.zero is not None:
+        name = "FSDP" if facts.zero is None else "DeepSpeed"
+        mistakes.add(f"--torch_compile with {name} is not supported", "remove one of the two")
     lacking = missing_for(backend, facts.machine)
     if lacking and facts.options.run.strict:
         mistakes.add(f"--torch_compile: {lacking}", "install it, or remove --strict to compute uncompiled")

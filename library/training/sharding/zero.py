@@ -249,29 +249,17 @@ def share_by_zero(
     modules = [part.module for part in trainable.parts]
     names = {part.name: frozen_names(part) for part in trainable.parts}
     frozen = {part.name: checksum_of(part.module, names[part.name]) for part in trainable.parts if names[part.name]}
-    with _local_rank(device):
-        engine, *_ = deepspeed.initialize(
-            model=_Trained(modules, run.accelerator.autocast),
-            optimizer=optimizer,
-            config=engine_config(plan, max_grad_norm),
-            dist_init_required=False,
-        )
+    # which it also reads in training; not before, as accelerate takes it for a launcher's
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    engine, *_ = deepspeed.initialize(
+        model=_Trained(modules, run.accelerator.autocast),
+        optimizer=optimizer,
+        config=engine_config(plan, max_grad_norm),
+        dist_init_required=False,
+    )
     mesh = init_device_mesh("cpu", (processes.world,))
     shards = Shards(processes, modules if plan.stage == 3 else (), mesh, gather=_whole, shape=_shape)
     return ZeroEngine(engine, optimizer, plan, processes, shards, frozen)
-
-
-@contextmanager
-def _local_rank(device: torch.device) -> Iterator[None]:
-    """While this is open, the environment has what the package reads of a launcher, also where there is none."""
-    if "LOCAL_RANK" in os.environ:
-        yield
-        return
-    os.environ["LOCAL_RANK"] = str(device.index or 0)
-    try:
-        yield
-    finally:
-        del os.environ["LOCAL_RANK"]
 
 
 def _package(device: torch.device) -> Any:
