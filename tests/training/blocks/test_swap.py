@@ -21,6 +21,7 @@ from library.training.blocks.swap import BlockSwap
 from tests.packing import pack
 
 CPU = torch.device("cpu")
+UNET_BLOCKS = SD1.shard_units["unet"]
 
 
 def unet() -> Any:
@@ -43,7 +44,7 @@ def swapping(names: Sequence[str]) -> BlocksPlan:
 
 def blocks_of(model: nn.Module) -> list[str]:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    return [*block_sizes(shapes, SD1.shard_units["unet"])]
+    return [*block_sizes(shapes, UNET_BLOCKS)]
 
 
 class Adapted:
