@@ -1,4 +1,4 @@
-"""Random files for every reader, few of each kind, the same in every run. The long run: `python -m tests.fuzzing`."""
+"""Random files for every reader, few of each kind, the same in every run. The long run: tests/fuzzing/runs.py."""
 
 from __future__ import annotations
 

@@ -18,12 +18,8 @@ def zero_empty(outputs: Mapping[str, Tensor], texts: Sequence[str]) -> dict[str,
     empty = [row for row, text in enumerate(texts) if not text.strip()]
     if not empty:
         return dict(outputs)
-    import torch
-
-    zeroed = {}
-    for name, tensor in outputs.items():
-        kept = torch.ones(len(texts), dtype=tensor.dtype)
-        kept[empty] = 0
-        kept = kept.to(tensor.device, non_blocking=True)
-        zeroed[name] = tensor * kept.reshape(-1, *(1 for _ in tensor.shape[1:]))
+    zeroed = {name: tensor.clone() for name, tensor in outputs.items()}
+    for tensor in zeroed.values():
+        for row in empty:
+            tensor[row] = 0  # row by row: a list of rows would be uploaded
     return zeroed

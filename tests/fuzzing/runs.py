@@ -1,4 +1,4 @@
-"""Random files for every reader: `python -m tests.fuzzing --examples 2000 --seed 1 --memory 8`.
+"""Random files for every reader: `python -m tests.fuzzing.runs --examples 2000 --seed 1 --memory 8`.
 
 The law: a sentence for the user, or success; never another error, a hang, or memory that the file does not have.
 tests/test_fuzzing.py runs a few examples of each kind, the same in every run. Each crash that was found is a test.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -140,3 +141,7 @@ def main() -> int:
             print(f"{name}: FOUND {type(error).__name__}", flush=True)
             traceback.print_exc(limit=-6)
     return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

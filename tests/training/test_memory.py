@@ -239,8 +239,7 @@ def test_lowram_loads_straight_to_the_device() -> None:
 
 def test_cached_memory_is_released_unless_highvram(monkeypatch: pytest.MonkeyPatch) -> None:
     emptied: list[None] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(None))
+    monkeypatch.setattr(memory, "release_cached", lambda: emptied.append(None))
     release_memory(MemoryOptions(highvram=True))
     assert not emptied
     release_memory(MemoryOptions())

@@ -127,16 +127,18 @@ def read_zero(
         mistakes.add(
             f"{wanted.name('fp16_master_weights_and_gradients')}: fp16 cannot be trained with DeepSpeed here", _WITHOUT
         )
-    for flag, device in (
-        ("offload_optimizer_device", wanted.optimizer_device),
-        ("offload_param_device", wanted.param_device),
+    for flag, device, path in (
+        ("offload_optimizer", wanted.optimizer_device, options.offload_optimizer_nvme_path),
+        ("offload_param", wanted.param_device, options.offload_param_nvme_path),
     ):
         if device == "nvme":
+            name = wanted.name(f"{flag}_device")
             mistakes.add(
-                f"{wanted.name(flag)} nvme: what is on NVMe does not come into a training state, so the run could "
-                "not be resumed",
-                f"use cpu for {wanted.name(flag)}, or remove it",
+                f"{name} nvme: what is on NVMe does not come into a training state, so the run could not be resumed",
+                f"use cpu for {name}, or remove it",
             )
+        elif path is not None:
+            notes.append(f"--{flag}_nvme_path {path} has no effect without --{flag}_device nvme, which is refused")
     if wanted.param_device and wanted.stage != 3:
         mistakes.add(
             f"{wanted.name('offload_param_device')} {wanted.param_device} with ZeRO {wanted.stage}: weights are shared "

@@ -25,6 +25,7 @@ def decide(
         machine=SimpleNamespace(is_cpu=given.get("cpu", False)),
         precision=SimpleNamespace(uses_scaler=given.get("scaler", False)),
         sharding=given.get("sharding"),
+        zero=given.get("zero"),
     )
     update = UpdatePlan(fuses=given.get("fuses", False))
     notes: list[str] = []
@@ -45,6 +46,7 @@ def test_on_a_card_they_are_read_together_and_on_the_cpu_at_once() -> None:
         ({"optimizer": "Lion"}, "the optimizer Lion cannot leave out a step"),
         ({"arguments": ("foreach=True",)}, "the optimizer AdamW cannot leave out a step"),
         ({"sharding": object()}, "the weights are shared out"),
+        ({"zero": object()}, "the weights are shared out"),
         ({"fuses": True}, "weights are updated part by part"),
         ({"norms": 1.0}, "--scale_weight_norms"),
         ({"adapter": SimpleNamespace(settings=None, module="lycoris.kohya")}, "lycoris.kohya may count steps"),

@@ -4,6 +4,7 @@ package."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +58,8 @@ def test_what_needs_no_flag_is_noted() -> None:
     assert "--zero3_init_flag is not needed" in notes[0] and "--zero3_save_16bit_model is not needed" in notes[1]
     zero, _, (note,) = read(deepspeed=True, zero_stage=0)
     assert zero is None and "shares out nothing" in note
+    (note,) = read(deepspeed=True, offload_param_nvme_path=Path("/n"))[2]
+    assert note.startswith("--offload_param_nvme_path /n has no effect")
     (note,) = read(ACCELERATE | {"ACCELERATE_GRADIENT_CLIPPING": "1.0"})[2]
     assert "--max_grad_norm" in note
 
