@@ -60,7 +60,6 @@ MEMORY: tuple[Case, ...] = (
         _LORA | _CHECKPOINTED | {"base_model_precision": "int8"}, peak=4.2 * GB,
     ),
     Case("SDXL LoRA, 6 blocks swapped", "sdxl", "adapter", 1024, _LORA | _CHECKPOINTED | {"blocks_to_swap": 6}),
-    Case("SDXL LoRA, torch_compile", "sdxl", "adapter", 1024, _LORA | {"torch_compile": True}),
     Case(
         "SD1.5 all weights with text encoder, AdamW8bit, fused backward", "sd15", "weights", 512,
         _BF16 | _SMALL | {"optimizer_type": "AdamW8bit"}, peak=6 * GB, trains_text=True,
@@ -81,6 +80,8 @@ MEMORY: tuple[Case, ...] = (
         "SDXL U-Net, Adafactor, fused backward", "sdxl", "weights", 1024,
         _SDXL_FULL | _SMALL | {"optimizer_type": "Adafactor", "optimizer_args": ["relative_step=False"]}, peak=10 * GB,
     ),
+    # last, as compiling takes long
+    Case("SDXL LoRA, torch_compile", "sdxl", "adapter", 1024, _LORA | {"torch_compile": True}),
 )  # fmt: skip
 """Peaks at batch 1, with the options for little memory. The bars of the issue, in units of 10^9 bytes."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 from benchmarks.card.lines import parse
 
 ROOT = Path(__file__).resolve().parents[2]
+LAST_LINES = 1.0  # seconds for the last lines of a process that is over
 
 
 class Child:
@@ -29,6 +31,7 @@ class Child:
         self.end = time.monotonic() + limit
         self.tail: deque[str] = deque(maxlen=8)
         self.ended = ""
+        self._over: float | None = None  # since when the process is seen to be over
         self._found: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._process = subprocess.Popen(
             [sys.executable, "-u", "-m", module, *words],
@@ -60,14 +63,23 @@ class Child:
         try:
             found = self._found.get(timeout=max(0.0, min(wait, self.end - time.monotonic())))
         except queue.Empty:
-            if time.monotonic() >= self.end:
+            now = time.monotonic()
+            if now >= self.end:
                 self.kill()
                 self.ended = f"stopped after {self.limit:.0f} s"
+            elif self._over is None:
+                self._over = None if self._process.poll() is None else now
+            elif now >= self._over + LAST_LINES:  # what it started, such as compilers, keeps its output open
+                self._end_group()
+                self._note_end()
             return None
         if found is None:
-            code = self._process.wait()
-            self.ended = "done" if code == 0 else f"exit code {code}: {' / '.join(self.tail)[-600:]}"
+            self._note_end()
         return found
+
+    def _note_end(self) -> None:
+        code = self._process.wait()
+        self.ended = "done" if code == 0 else f"exit code {code}: {' / '.join(self.tail)[-600:]}"
 
     @property
     def broke(self) -> bool:
@@ -88,10 +100,11 @@ class Child:
         """End the process and its own."""
         if self._process.poll() is not None:
             return
-        if os.name == "posix":
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        self._end_group()
         self._process.kill()
         self._process.wait()
+
+    def _end_group(self) -> None:
+        if os.name == "posix":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)

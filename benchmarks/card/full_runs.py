@@ -124,7 +124,8 @@ def report(
 
 def report_profile(case: Case, measured: Measured, marks: Marks) -> None:
     """Print what the device spent its time on, and how often the host waited for it, a step."""
-    events = measured.profile.key_averages()
+    # an annotation such as "Optimizer.step" spans kernels that are listed themselves
+    events = [event for event in measured.profile.key_averages() if not getattr(event, "is_user_annotation", False)]
     kernels = [
         event for event in events if _device_time(event) > 0 and str(event.device_type).endswith(("CUDA", "XPU"))
     ]

@@ -42,10 +42,13 @@ def describe_device(gauge: Gauge) -> None:
                 facts[name] = getattr(found, name)
     if shutil.which("nvidia-smi"):
         asked = "--query-gpu=driver_version,clocks.max.sm,power.limit"
-        answer = subprocess.run(
-            ["nvidia-smi", asked, "--format=csv,noheader"], capture_output=True, timeout=30, check=False
-        )
-        facts["driver, clock, power"] = answer.stdout.decode("utf-8", "replace").strip()
+        try:
+            answer = subprocess.run(
+                ["nvidia-smi", asked, "--format=csv,noheader"], capture_output=True, timeout=10, check=False
+            )
+            facts["driver, clock, power"] = answer.stdout.decode("utf-8", "replace").strip()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            facts["driver, clock, power"] = f"nvidia-smi: {type(error).__name__}"
     names = (
         "diffusers",
         "transformers",

@@ -46,8 +46,9 @@ emit("run", batch=1)
         ("", 60, "done", 1),
         ("raise SystemExit('CUDA error: an illegal memory access')", 60, "exit code 1: noise / CUDA error", 1),
         ("import time; time.sleep(600)", 0, "stopped after 0 s", 0),
+        ("import subprocess; subprocess.Popen(['sleep', '600'])", 60, "done", 1),
     ],
-    ids=["done", "crash", "hang"],
+    ids=["done", "crash", "hang", "children that outlive it"],
 )
 def test_a_process_ends_without_the_others(tmp_path: Path, end: str, limit: float, told: str, found: int) -> None:
     (tmp_path / "measures.py").write_text(PROGRAM.format(end=end), encoding="utf-8")
