@@ -84,7 +84,7 @@ def test_a_dry_run_decides_everything_without_a_heavy_package(world: World, tmp_
         "longest: 11 of 75 tokens",
         "1600 optimizer steps in 100 epochs of 16 (the default; set --max_train_steps or --max_train_epochs)",
         "U-Net (3.5 M parameters), learning rate 0.001",
-        "optimizer 54.",
+        "optimizer state 54.",
         "dog.safetensors",
     ):
         assert said in done.stdout

@@ -59,7 +59,7 @@ MEMORY: tuple[Case, ...] = (
         "SDXL LoRA, checkpointing, base int8", "sdxl", "adapter", 1024,
         _LORA | _CHECKPOINTED | {"base_model_precision": "int8"}, peak=4.2 * GB,
     ),
-    Case("SDXL LoRA, 6 blocks swapped", "sdxl", "adapter", 1024, _LORA | _CHECKPOINTED | {"blocks_to_swap": 6}),
+    Case("SDXL LoRA, 36 blocks swapped", "sdxl", "adapter", 1024, _LORA | _CHECKPOINTED | {"blocks_to_swap": 36}),
     Case(
         "SD1.5 all weights with text encoder, AdamW8bit, fused backward", "sd15", "weights", 512,
         _BF16 | _SMALL | {"optimizer_type": "AdamW8bit"}, peak=6 * GB, trains_text=True,

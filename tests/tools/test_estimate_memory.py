@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from library.options.parse import PROGRAMS, parse
+from library.training.plan.memory.machine import planned_machine
+from library.training.plan.plan import decide
+from library.training.plan.text import sections
 from tests import tiny
 from tools.estimate_memory import main
 
@@ -38,6 +42,19 @@ def test_the_parts_of_the_peak_add_up(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_main_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--cpu", *words(tmp_path)]) == 0
     assert "main memory" in capsys.readouterr().out
+
+
+def test_the_plan_tells_the_same_peak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = words(tmp_path)
+    assert main(["--cpu", *command]) == 0
+    block = next(part for part in capsys.readouterr().out.split("\n") if "(the peak)" in part)
+    plan = decide(parse(command[1:], PROGRAMS[command[0]]), machine=planned_machine(cpu=True))
+    (line,) = (line for line in sections(plan)["memory"] if "peak" in line)
+    told = re.findall(r"([\d.]+) ([GM])B", line)
+    peak, *parts, _ = (float(number) * {"G": 1e9, "M": 1e6}[unit] for number, unit in told)
+    assert peak == pytest.approx(float(re.findall(r"([\d.]+) GiB", block)[0]) * 2**30, rel=0.01)
+    assert sum(parts) == pytest.approx(peak, rel=0.01)
+    assert not any("without activations" in line for line in sections(plan)["memory"]), "another count beside it"
 
 
 def test_wrong_flags_are_told_as_by_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,14 +19,8 @@ GB = 2**30  # as cards are sold
 
 
 def memory_lines(costs: Costs, prediction: Prediction | None, facts: RunFacts, *, is_unknown: bool) -> Iterator[str]:
-    """Memory and disk space, for the plan. `is_unknown`: what is trained is known only after it is made."""
-    yield from _costs(costs, facts, is_unknown=is_unknown)
-    if prediction is not None:
-        yield peak_line(prediction, facts.machine)
-
-
-def _costs(costs: Costs, facts: RunFacts, *, is_unknown: bool) -> Iterator[str]:
-    """`is_unknown`: what is trained is known only after it is made."""
+    """Memory and disk space, for the plan: the predicted peak, or what is known where it cannot be predicted.
+    `is_unknown`: what is trained is known only after it is made."""
     if facts.sharding is not None:
         yield from facts.sharding.describe(costs)
     if facts.zero is not None:
@@ -35,12 +29,7 @@ def _costs(costs: Costs, facts: RunFacts, *, is_unknown: bool) -> Iterator[str]:
         yield f"{readable_bytes(costs.weights)} for the weights of the base model"
         yield "parameters and file size of the adapter are reported after it is created"
         return
-    yield (
-        f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
-        f"gradients {readable_bytes(costs.gradients)}, optimizer {readable_bytes(costs.optimizer)}"
-        + (f", EMA {readable_bytes(costs.average)}" if costs.average else "")
-        + (f", base {readable_bytes(costs.base)}" if costs.base else "")
-    )
+    yield _without_activations(costs) if prediction is None else peak_line(prediction, facts.machine)
     free = "" if costs.free is None else f" of {readable_bytes(costs.free)} free"
     files = costs.files
     snapshots = f", {counted(files.snapshots, 'snapshot')} as large" if files.snapshots else ""
@@ -49,18 +38,28 @@ def _costs(costs: Costs, facts: RunFacts, *, is_unknown: bool) -> Iterator[str]:
     yield f"disk: up to {readable_bytes(costs.disk)}{free}: {models}{snapshots}{states}"
 
 
+def _without_activations(costs: Costs) -> str:
+    return (
+        f"{readable_bytes(costs.training)} without activations: weights {readable_bytes(costs.weights)}, "
+        f"gradients {readable_bytes(costs.gradients)}, optimizer state {readable_bytes(costs.optimizer)}"
+        + (f", EMA {readable_bytes(costs.average)}" if costs.average else "")
+        + (f", base {readable_bytes(costs.base)}" if costs.base else "")
+    )
+
+
 def peak_line(prediction: Prediction, machine: Machine) -> str:
-    """The predicted peak, for the plan."""
+    """The predicted peak with its parts, for the plan."""
     largest = prediction.largest
-    activations = readable_bytes(largest.parts.get("activations", 0))
+    parts = sorted(largest.parts.items(), key=lambda part: -part[1])
     context = readable_bytes(prediction.context)
     what = "Python and its packages" if machine.is_cpu else "the driver"
     fits = ""
     if not machine.is_cpu and machine.memory_bytes is not None and prediction.needed > machine.memory_bytes:
         fits = f"; this card has {readable_bytes(machine.memory_bytes)}, use --vram to choose options that fit"
     return (
-        f"predicted peak {readable_bytes(prediction.peak)} (counted from shapes), in {largest.title}, of that "
-        f"{activations} activations; {context} for {what} on top{fits}"
+        f"predicted peak {readable_bytes(prediction.peak)} (counted from shapes), in {largest.title}: "
+        f"{', '.join(f'{title} {readable_bytes(size)}' for title, size in parts if size)}; {context} for {what} on "
+        f"top{fits}"
     )
 
 

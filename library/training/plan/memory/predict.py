@@ -50,11 +50,12 @@ class RunShape:
 
 
 def predict_memory(run: RunShape) -> Prediction | None:
-    """The memory of a run; None if it cannot be told: a sharded run, or a third-party network module, whose layers are
-    known only when it is made."""
+    """The memory of a run; None if it cannot be told: one that FSDP or DeepSpeed shares out, or a third-party network
+    module, whose layers are known only when it is made."""
     family = run.facts.base_model.family
     unknown = run.adapter is not None and run.adapter.layers is None
-    if family.footprint is None or unknown or run.facts.sharding is not None:
+    shared_out = run.facts.sharding is not None or run.facts.zero is not None
+    if family.footprint is None or unknown or shared_out:
         return None
     return _Prediction(run, family.footprint).whole()
 

@@ -22,13 +22,11 @@ class Moment:
 @dataclass(frozen=True)
 class Prediction:
     """The moments of a run that need the most memory. `context`: bytes that are taken besides, by the driver and
-    libraries; `spare`: share of a card's memory that is left for fragmentation. `kinds`: what was left out of the
-    count, in words."""
+    libraries; `spare`: share of a card's memory that is left for fragmentation."""
 
     moments: tuple[Moment, ...]
     context: int
     spare: float
-    left_out: tuple[str, ...] = ()
 
     @property
     def largest(self) -> Moment:

@@ -3,6 +3,7 @@ operations on a CPU. Other runs, with all that is there beside the step: tests/t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from library.training.plan.memory.assumptions import DEVICES
 from library.training.plan.memory.prediction import Prediction
 from library.training.plan.plan import decide
 from library.training.recipe import Recipe
+from library.training.sharding.zero_plan import Zero
 from tests import tiny
 from tests.footprint.counted import Counted
 from tests.training.running import World, make_world, run
@@ -77,6 +79,12 @@ def test_a_step_allocates_what_was_predicted(
     assert outcome.code == 0, outcome.err
     expected = step.parts.get("activations", 0) + step.parts.get("gradients", 0)
     assert counted.peak == pytest.approx(expected, rel=0.05)
+
+
+def test_what_processes_share_out_is_not_predicted(world: World, tmp_path: Path) -> None:
+    plan = decide(parse(world.arguments(tmp_path), train_db.RECIPE.program))
+    assert plan.memory is not None
+    assert replace(plan, facts=replace(plan.facts, zero=Zero(2, 2))).memory is None
 
 
 def test_every_kind_of_device_has_its_assumptions() -> None:
