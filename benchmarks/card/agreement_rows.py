@@ -87,12 +87,15 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("cpu_offload_checkpointing", flags=_CHECKPOINTED | {"cpu_offload_checkpointing": True}, against=FULL),
     Row("recompute less", flags=_CHECKPOINTED | {"gradient_checkpointing_policy": "attention"}, against=FULL),
-    Row("cuda_graphs", "adapter", flags=_LORA | _CACHED | {"cuda_graphs": True}, against=CACHED),
     Row("LoHa SD2", "adapter", "sd2", {"network_module": "networks.loha", "network_dim": 2}),
     Row("all weights, refiner", family="refiner"),
     Row("Prodigy", "adapter", flags=_LORA | {"optimizer_type": "Prodigy", "learning_rate": 1}, tolerance=ROUNDED),
     # last, as compiling takes long
     Row("torch_compile", "adapter", flags=_LORA | {"torch_compile": True}, against=LORA),
+    Row(
+        "compiled with CUDA graphs", "adapter",
+        flags=_LORA | _CACHED | {"compile": True, "compile_mode": "reduce-overhead"}, against=CACHED,
+    ),
 )  # fmt: skip
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from library.runtime.transfers import reads_locked_memory
+
 Arrival = Any
 """An event of the device: what was copied is there once it has happened. None: it is there."""
-
-_WITHOUT_STREAMS = ("cpu", "mps")
 
 
 class SideStream:
@@ -23,7 +23,7 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._streams: Any = None if device.type in _WITHOUT_STREAMS else torch.get_device_module(device)
+        self._streams: Any = torch.get_device_module(device) if reads_locked_memory(device) else None
         self._stream = None if self._streams is None else self._streams.Stream(device)
 
     @property

@@ -94,7 +94,7 @@ def _find_row(name: str) -> tuple[OptimizerRow, Mapping[str, Accepts] | None, li
     if row is None:
         path = name if "." in name else f"torch.optim.{name}"
         # a class given by its path has the memory facts of the table, but not the defaults of a short name
-        known = (row for row in OPTIMIZERS if _is_same_class(row.path, path))
+        known = (row for row in OPTIMIZERS if is_same_class(row.path, path))
         steps_tensors = path.startswith(("torch.optim.", "bitsandbytes.optim."))  # all of them, as of requirements.txt
         unknown = OptimizerRow(name, path, state_tensors=2, per_tensor=steps_tensors)
         row = replace(next(known, unknown), name=name, defaults={})
@@ -116,7 +116,7 @@ def _find_row(name: str) -> tuple[OptimizerRow, Mapping[str, Accepts] | None, li
     return row, found.arguments, mistakes
 
 
-def _is_same_class(path: str, other: str) -> bool:
+def is_same_class(path: str, other: str) -> bool:
     """Whether two paths have the same package and class name: `dadaptation.DAdaptAdam` is defined in a submodule."""
     return path.split(".")[0] == other.split(".")[0] and path.split(".")[-1] == other.split(".")[-1]
 

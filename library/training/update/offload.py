@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from library.runtime.transfers import reads_locked_memory
+
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
@@ -67,5 +69,5 @@ def is_moved(value: Any) -> bool:
 def _page_locked(value: Tensor) -> Tensor:
     """Room for a tensor in main memory, which a card reads without a copy between."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    locked = accelerator is not None and accelerator.type != "mps"  # Apple's GPUs share main memory
+    locked = accelerator is not None and reads_locked_memory(accelerator)
     return torch.empty(value.shape, dtype=value.dtype, device=_MAIN, pin_memory=locked)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from library.messages import counted
 from library.options.mistakes import Mistakes
 from library.training.optim.optimizer_table import OPTIMIZERS, OptimizerRow
+from library.training.optim.optimizers import is_same_class
 
 if TYPE_CHECKING:
     from library.training.optim.optimizers import OptimizerChoice
@@ -154,9 +155,4 @@ def _check_per_tensor(flag: str, optimizer: OptimizerChoice, mistakes: Mistakes)
 
 def is_known(row: OptimizerRow) -> bool:
     """Whether the table has this class, so that the format of its state is known."""
-    return any(_package_and_class(row) == _package_and_class(known) for known in OPTIMIZERS)
-
-
-def _package_and_class(row: OptimizerRow) -> tuple[str, str]:
-    names = row.path.split(".")
-    return names[0], names[-1]
+    return any(is_same_class(row.path, known.path) for known in OPTIMIZERS)
