@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+import train_db
 import train_network
-from benchmarks.card import hollow
-from benchmarks.card.agreement_rows import ROWS, largest_difference
+from benchmarks.card import agreement, hollow
+from benchmarks.card.agreement_rows import ROWS, Row, largest_difference
 from benchmarks.card.cases import MEMORY, SPEED, arithmetic
 from benchmarks.card.children import Child
 from benchmarks.card.full_runs import arguments, prepare
 from benchmarks.card.lines import emit, parse
 from benchmarks.card.measured_run import Marks, measure
 from benchmarks.card.tables import Bars, Table
-from benchmarks.on_a_card import RUN_COLUMNS, Session, compare, run_row
+from benchmarks.on_a_card import RUN_COLUMNS, SHORTEST, Session, compare, run_row
 from library.checkpoints.files import read_header
 from library.families.registry import detect
+from library.options.parse import parse as parse_command
 from library.training.quantised import backends
 
 
@@ -85,6 +88,25 @@ def test_bars_are_judged_at_batch_1(capsys: pytest.CaptureFixture[str]) -> None:
     run_row(session, table, MEMORY[1], run_of(0.1))
     assert [met for *_, met in session.bars.found] == [True, False, True]
     assert "7.4%" in capsys.readouterr().out  # 2 TFLOP in 34 ms are 58.8 of 800 TFLOP/s
+
+
+@pytest.mark.parametrize("left", [9.0, 60.0, 200.0, 500.0])
+def test_memory_and_vae_keep_their_time(left: float) -> None:
+    """However long a part before them takes, and its last process too."""
+    session = Session(Path(), time.monotonic() + left)
+    for part, behind in (("speed", ("memory", "vae")), ("memory", ("vae",))):
+        limit = session.limit(part)
+        if limit >= SHORTEST:
+            after = Session(Path(), session.end - limit)
+            assert all(after.limit(later) >= SHORTEST for later in behind)
+    assert session.limit("vae") <= left
+
+
+@pytest.mark.parametrize("known", ROWS, ids=lambda row: row.name)
+def test_every_flag_of_a_row_is_one_of_its_program(known: Row, tmp_path: Path) -> None:
+    recipe = train_network.RECIPE if known.trains == "adapter" else train_db.RECIPE
+    words = agreement.arguments(known, tmp_path, tmp_path, 2, strict=True)
+    assert not [str(each) for each in parse_command(words, recipe.program).mistakes if "not a flag" in str(each)]
 
 
 def test_losses_are_compared_step_by_step() -> None:
