@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -49,10 +50,25 @@ class OptimizerChoice:
         listed = ",".join(f"{key}={value}" for key, value in self.arguments.items())
         return f"{self.row.path}({listed})" if listed else self.row.path
 
-    def state_bytes_per_parameter(self, weight_bytes: int) -> float:
-        """Bytes of optimizer state for each trained parameter, which itself takes `weight_bytes` bytes."""
-        extra = 4.0 if is_adafactor(self.row) and self.arguments.get("beta1") is not None else 0.0
-        return self.row.state_tensors * weight_bytes + self.row.state_bytes + extra
+    def state_bytes_per_parameter(self, weight_bytes: int, shapes: Sequence[Sequence[int]] = ()) -> float:
+        """Bytes of optimizer state for each trained parameter, which itself takes `weight_bytes` bytes. `shapes`: of
+        the trained weights, which decide about Adafactor's; empty: as the table says."""
+        own, extra = self.row.state_bytes, 0.0
+        if is_adafactor(self.row):
+            extra = 4.0 if self.arguments.get("beta1") is not None else 0.0
+            own = _factored_bytes(shapes) if shapes else own
+        return self.row.state_tensors * weight_bytes + own + extra
+
+
+def _factored_bytes(shapes: Sequence[Sequence[int]]) -> float:
+    """Bytes of Adafactor's second moments for each parameter (arXiv 1804.04235, algorithm 4): fp32 means over the last
+    dimension and over the one before, of vectors all values."""
+    values = sum(map(math.prod, shapes))
+    kept = sum(
+        math.prod(shape[:-1]) + math.prod((*shape[:-2], shape[-1])) if len(shape) > 1 else math.prod(shape)
+        for shape in shapes
+    )
+    return 4 * kept / values
 
 
 def is_adafactor(row: OptimizerRow) -> bool:

@@ -39,6 +39,7 @@ from library.training.plan.identity import dataset_file, description_of, identit
 from library.training.plan.memory.fit import choose_for_card
 from library.training.plan.memory.predict import RunShape, predict_memory
 from library.training.plan.memory.prediction import Prediction
+from library.training.plan.memory.weights import WeightsOnDevice
 from library.training.plan.never_reached import notes_on_never_reached
 from library.training.plan.processes import check_static_graph
 from library.training.plan.reading import decide_read_interval
@@ -326,11 +327,12 @@ def _own_costs(
     peak_files = PeakFiles(models, states, 0 if averages.posthoc is None else averages.posthoc.files)
     trained = BYTES[precision.trained]
     save_precision = facts.options.saving.save_precision
+    shapes = WeightsOnDevice(facts, optimization, adapter).trained_shapes
     per_parameter = BytesPerParameter(
         trained=trained,
         frozen_copy=0 if precision.frozen == "fp32" else BYTES[precision.frozen],
         saved=None if save_precision is None else BYTES[save_precision],
-        optimizer_state=optimization.optimizer.state_bytes_per_parameter(update.state_format(trained))
+        optimizer_state=optimization.optimizer.state_bytes_per_parameter(update.state_format(trained), shapes)
         + update.extra_state,
         average=averages.of_weights * BYTES["fp32"],
     )

@@ -154,6 +154,20 @@ def test_the_memory_of_the_state_is_what_the_plan_counts(name: str, dtype: torch
     assert bytes_held / parameter.numel() == pytest.approx(choice.state_bytes_per_parameter(dtype.itemsize), rel=0.01)
 
 
+@pytest.mark.parametrize("shape", [(64, 32, 3, 3), (320, 1280), (1280,)], ids=str)
+def test_adafactors_state_depends_on_the_shapes(shape: tuple[int, ...]) -> None:
+    """Most of a kernel of 3 x 3, little of a matrix: a U-Net with few kernels, as SDXL's, has a smaller state."""
+    parameter = torch.nn.Parameter(torch.ones(shape))
+    choice = choose_optimizer(options("Adafactor"))
+    optimizer = make_optimizer(choice, [{"params": [parameter], "lr": 1.0}])
+    parameter.grad = torch.full_like(parameter, 0.01)
+    optimizer.step()
+    state = optimizer.state[parameter].values()
+    tensors = [value for value in state if isinstance(value, torch.Tensor) and value.dim()]
+    counted = choice.state_bytes_per_parameter(4, [shape]) * parameter.numel()
+    assert sum(tensor.nbytes for tensor in tensors) == pytest.approx(counted)
+
+
 def test_adafactors_state_is_small() -> None:
     assert choose_optimizer(options("Adafactor")).state_bytes_per_parameter(4) < 3
     assert choose_optimizer(options("Adafactor", "beta1=0.9")).state_bytes_per_parameter(4) > 4

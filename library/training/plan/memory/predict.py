@@ -284,7 +284,9 @@ class _Prediction:
         if row.path == "torch.optim.adamw.AdamW" and facts.precision.uses_scaler:
             copies = 1.0  # the fused kernel would skip overflowed steps unseen
         rounded = 2 * FULL if update.rounding is not None else 0
-        state = optimization.optimizer.state_bytes_per_parameter(update.state_format(width)) if update.offloads else 0
+        state, form = 0.0, update.state_format(width)
+        if update.offloads:
+            state = optimization.optimizer.state_bytes_per_parameter(form, self.weights.trained_shapes)
         return round(copies * width + rounded + state)
 
     # Between steps.

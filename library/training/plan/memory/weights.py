@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -150,14 +150,17 @@ class WeightsOnDevice:
         return self.trained_bytes
 
     @cached_property
+    def trained_shapes(self) -> Sequence[Sequence[int]]:
+        """Shapes of the trained weights."""
+        if self.plan is not None:
+            return [shape for one in self.plan.layers or () for shape in one.tensors.values()]
+        tensors = self.facts.base_model.sizes.shapes
+        return [shape for name in self.active for shape in tensors[name].values()]
+
+    @cached_property
     def largest_trained(self) -> int:
         """Number of values of the largest trained weight."""
-        if self.plan is not None:
-            shapes = [shape for one in self.plan.layers or () for shape in one.tensors.values()]
-        else:
-            tensors = self.facts.base_model.sizes.shapes
-            shapes = [shape for name in self.active for shape in tensors[name].values()]
-        return max(map(math.prod, shapes), default=0)
+        return max(map(math.prod, self.trained_shapes), default=0)
 
 
 def _name(part: object, path: str) -> str:
