@@ -11,6 +11,7 @@ or whether to skip a step. Then the graph is back-propagated twice; the first pa
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -127,9 +128,16 @@ class FusedBackward:
     _receive: Callable[[nn.Parameter], None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        # a hook that holds what holds its parameter would keep both for good: Python cannot see through torch's hooks
+        known = weakref.ref(self)
+
+        def arrived(parameter: nn.Parameter) -> None:
+            if (backward := known()) is not None:
+                backward._arrived(parameter)
+
         parameters: Any = self.stepping.parameters
         for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._arrived)
+            parameter.register_post_accumulate_grad_hook(arrived)
 
     def add(self, loss: Tensor) -> None:
         """Note the loss of the batch. Raises RuntimeError for a second batch of a step."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -44,8 +46,10 @@ class Trained:
         self.backward = build_backward(ACCELERATOR, self.toy.optimizer, self.stepping, plan)
         self.alive: list[int] = []  # values in gradients, each time that one more is complete
         weights: Any = self.toy.weights()
-        for weight in weights:
+        self.handles = [
             weight.register_post_accumulate_grad_hook(lambda _: self.alive.append(self.gradients()))
+            for weight in weights
+        ]
 
     def gradients(self) -> int:
         return sum(weight.numel() for weight in self.toy.weights() if weight.grad is not None)
@@ -149,3 +153,15 @@ def test_a_second_batch_of_a_step_is_refused() -> None:
     run.backward.add(torch.zeros(1, requires_grad=True).sum())
     with pytest.raises(RuntimeError, match="one batch"):
         run.backward.add(torch.zeros(1, requires_grad=True).sum())
+
+
+def test_weights_are_freed_with_their_run() -> None:
+    """Of another run in the same process nothing is left: a hook on a weight must not hold what holds the weight."""
+    run = Trained("AdamW", UpdatePlan(fuses=True), 0)
+    run.step()
+    weights = [weakref.ref(weight) for weight in run.toy.weights()]
+    for handle in run.handles:
+        handle.remove()
+    del run
+    gc.collect()
+    assert not any(weight() is not None for weight in weights)
