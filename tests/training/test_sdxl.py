@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,9 @@ def test_blocks_and_text_encoders_with_a_rate_of_0_stay(
     # as kohya counts: 0 embeddings, 1 to 9 input, 10 to 12 middle, 13 to 21 output, 22 what comes out
     rates = ["0"] * 23
     rates[8] = rates[22] = "1e-3"
-    flags = {"train_text_encoder": True, "learning_rate_te1": 1e-3, "learning_rate_te2": 0, "max_train_steps": 1}
-    train(world, tmp_path, capsys, sdxl_train.RECIPE, block_lr=",".join(rates), **flags)
+    flags = {"train_text_encoder": True, "learning_rate_te1": 1e-3, "learning_rate_te2": 0, "max_train_steps": 1,
+             "save_state_on_train_end": True}  # fmt: skip
+    outcome = train(world, tmp_path, capsys, sdxl_train.RECIPE, block_lr=",".join(rates), **flags)
     different = changed(world.root / "sdxl.safetensors", tmp_path / "dog.safetensors")
     unet = {name for name in different if name.startswith("model.diffusion_model.")}
     assert unet and all(
@@ -97,6 +99,11 @@ def test_blocks_and_text_encoders_with_a_rate_of_0_stay(
     texts = {name for name in different if name.startswith("conditioner.")}
     assert texts and all(name.startswith("conditioner.embedders.0.") for name in texts)
     assert different == unet | texts
+
+    # the plan counts what is stored of such a run: no frozen weights, and no moments of them
+    (planned,) = re.findall(r" and 1 state of ([0-9.]+) MB", outcome.out + outcome.err)
+    stored = sum(path.stat().st_size for path in (tmp_path / "dog-state").iterdir())
+    assert float(planned) * 1e6 == pytest.approx(stored, rel=0.05)
 
 
 def test_rates_of_0_for_all_blocks_leave_the_unet_as_it_is(

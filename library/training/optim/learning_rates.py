@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from library.families.family import Family
+from library.families.family import Family, PartSizes
 from library.messages import counted
 from library.options.groups.optimizer import OptimizerOptions
 from library.options.mistakes import Mistakes
@@ -27,6 +28,14 @@ class LearningRates:
     modules: Mapping[str, float]
     text_encoder_stop: int | None = None
     blocks: tuple[float, ...] = ()
+
+    def trained_values(self, sizes: PartSizes, family: Family) -> int:
+        """How many values of a whole model are trained: those of blocks with a rate of 0 are not."""
+        total, block_of = sizes.total(self.modules), family.block_of
+        if 0 not in self.blocks or block_of is None or len(self.blocks) != family.blocks:  # a mistake, told elsewhere
+            return total
+        shapes = sizes.shapes[family.backbone].items()
+        return total - sum(math.prod(shape) for name, shape in shapes if self.blocks[block_of(name)] == 0)
 
 
 @dataclass(frozen=True)

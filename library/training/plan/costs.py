@@ -86,25 +86,25 @@ class Costs:
 
 def count_costs(
     sizes: PartSizes,
-    trained: Collection[str],
+    modules: Collection[str],
+    trained: int,
     per_parameter: BytesPerParameter,
     peak_files: PeakFiles,
     folder: Path,
 ) -> Costs:
     """Memory of a run, and the peak disk space of its outputs in `folder`, which need not exist yet.
 
-    `trained`: names of the trained modules. `peak_files`: those on the disk at once.
+    `modules`: names of the trained modules, of which `trained` parameters are trained, and stored in states.
+    `peak_files`: those on the disk at once.
     """
-    trained_parameters = sizes.total(trained)
-    frozen_parameters = sizes.total() - trained_parameters
-    kept = trained_parameters * per_parameter.trained
-    exact = kept + frozen_parameters * 4
+    frozen_parameters = sizes.total() - sizes.total(modules)
+    exact = sizes.total(modules) * per_parameter.trained + frozen_parameters * 4
     saved = exact if per_parameter.saved is None else sizes.total() * per_parameter.saved
     return _costs(
-        trained_parameters,
+        trained,
         per_parameter,
         weights=exact + frozen_parameters * per_parameter.frozen_copy,
-        kept=kept,
+        kept=trained * per_parameter.trained,
         model_file=saved + sizes.kept_bytes,
         peak_files=peak_files,
         folder=folder,

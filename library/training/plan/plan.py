@@ -345,11 +345,15 @@ def _own_costs(
         costs = costs.with_average(adapter.delta_values * BYTES["fp32"] if averages.of_delta else 0)
         return update.costs(costs, 0 if adapter.trained_parameters is None else adapter.trained_parameters, trained)
     modules = optimization.learning_rates.modules
-    costs = count_costs(sizes, modules, per_parameter, peak_files, outputs.directory)
+    count = optimization.learning_rates.trained_values(sizes, facts.base_model.family)
+    costs = count_costs(sizes, modules, count, per_parameter, peak_files, outputs.directory)
     costs = update.costs(costs, sizes.largest(modules), trained)
     if facts.zero is not None:
         return facts.zero.costs(costs)
-    return costs if facts.sharding is None else costs.sharded(facts.sharding.world)
+    if facts.sharding is None:
+        return costs
+    frozen = (sizes.total(modules) - count) * trained  # in its states too
+    return replace(costs, state_folder=costs.state_folder + frozen).sharded(facts.sharding.world)
 
 
 def check_outputs(

@@ -253,6 +253,8 @@ def load_state(saved: SavedState, state: RunState, mesh: Any | None = None) -> P
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from library.training.saving.trained_weights import AnotherBase
+
     try:
         if saved.is_sharded:
             from library.training.sharding.state import load_shards
@@ -270,6 +272,8 @@ def load_state(saved: SavedState, state: RunState, mesh: Any | None = None) -> P
         reason = " ".join(str(error).split())  # torch lists every tensor on a line of its own
         what = f"--resume {saved.folder}: the state cannot be loaded ({textwrap.shorten(reason, 300)})"
         remedy = "use the model, optimizer and precision of the saved run; if they are the same, the folder is damaged"
+        if isinstance(error, AnotherBase):
+            remedy = "use the base model that the saved run began with (--pretrained_model_name_or_path)"
         raise UserError((Mistake(what, remedy),)) from error
     return saved.progress
 

@@ -34,6 +34,10 @@ def checksum_of(module: nn.Module, names: frozenset[str]) -> int:
     return crc
 
 
+class AnotherBase(ValueError):
+    """The frozen weights of a run are not those of the state."""
+
+
 @dataclass
 class TrainedWeights:
     """Saves and restores what is trained of a module. States of earlier versions, which hold all of it, are restored
@@ -49,14 +53,12 @@ class TrainedWeights:
         return {**trained, FROZEN: torch.tensor(self._frozen_checksum())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a saved state. Raises ValueError if the frozen weights are not those of the saved run."""
+        """Restore a saved state. Raises AnotherBase if the frozen weights are not those of the saved run."""
         if FROZEN not in state:
             self.module.load_state_dict(state)
             return
         if int(state[FROZEN]) != self._frozen_checksum():
-            raise ValueError(
-                "its frozen blocks come from the base model, which is another one now, or has other blocks frozen"
-            )
+            raise AnotherBase("its frozen blocks come from the base model, which is another one now")
         own = {name: tensor for name, tensor in self.module.state_dict().items() if name in self.frozen}
         self.module.load_state_dict({**own, **{name: each for name, each in state.items() if name != FROZEN}})
 

@@ -137,7 +137,8 @@ class WeightsOnDevice:
         """Number of trained values."""
         if self.plan is not None:
             return self.plan.trained_parameters or 0
-        return self.facts.base_model.sizes.total(self.optimization.learning_rates.modules)
+        base = self.facts.base_model
+        return self.optimization.learning_rates.trained_values(base.sizes, base.family)
 
     @property
     def trained_bytes(self) -> int:
