@@ -18,6 +18,7 @@ from library.training.backward import Backward
 from library.training.gradients import Averaging, Gradients
 from library.training.late import Late, Pending, left_out_if
 from library.training.nonfinite import NonFinite, Samples
+from library.training.running_means import RunningMeans
 from library.training.saving.state import Progress
 from library.training.trainable import Trainable, all_groups, freeze_finished, trainable_parameters
 from library.training.window import StepNumbers, StepRow, Window
@@ -60,6 +61,7 @@ class Steps:
     timesteps: Callable[[], torch.Tensor | None] = lambda: None
     late: Late = field(default_factory=Late)
     stopped: bool = False
+    _means: RunningMeans = field(default_factory=RunningMeans, init=False)
     _trained: list[torch.nn.Parameter] | None = field(default=None, init=False)  # None: to be listed again
     _names: list[str] | None = field(default=None, init=False)  # of the groups with a learning rate
 
@@ -187,7 +189,7 @@ class Steps:
             self.gradients.parts_stopped()
             self._trained = None
         if not window.again:  # counted before
-            self.run.console.count_step(mean(progress.epoch_losses))
+            self.run.console.count_step(self._means.of_epoch(progress.epoch_losses))
 
     def stops_a_part(self, step: int) -> bool:
         """Whether the training of a part ends with this step."""
@@ -276,9 +278,7 @@ class Steps:
         tags = self.trainable.tags
         values = {tags.step: loss}
         if tags.average:
-            values[tags.average] = mean(
-                progress.epoch_losses + progress.last_epoch_losses[len(progress.epoch_losses) :]
-            )
+            values[tags.average] = self._means.moving(progress.epoch_losses, progress.last_epoch_losses)
         return values
 
     def _learning_rates(self) -> dict[str, float]:

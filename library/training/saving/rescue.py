@@ -22,6 +22,20 @@ if TYPE_CHECKING:
     from library.training.run import Run
 
 
+class _Noted:
+    """A progress as it was, with the states of the random generators. The losses of an epoch only grow, by one a step,
+    so they are copied when they are needed."""
+
+    def __init__(self, progress: Progress, due_left: bool, random: Any) -> None:  # noqa: FBT001 - a field of it
+        self.progress = replace(progress, standings=dict(progress.standings), due_left=due_left)
+        self.losses = len(progress.epoch_losses)
+        self.random = random
+
+    def whole(self) -> Progress:
+        """The progress as it was."""
+        return replace(self.progress, epoch_losses=self.progress.epoch_losses[: self.losses])
+
+
 @dataclass
 class Rescue:
     """What a run could be resumed from at this moment. `save(progress)` writes model and state, and returns the folder
@@ -35,11 +49,11 @@ class Rescue:
     warn: Callable[[str], None]
     begin: int
     all_alike: Callable[[str], bool] | None = None
-    _resumable: tuple[Progress, Any] | None = field(default=None, init=False)
+    _resumable: _Noted | None = field(default=None, init=False)
 
     def remember(self, progress: Progress) -> None:
         """Note that the weights are those after this progress. What comes until the next call leaves them so."""
-        self._resumable = _copied(progress, progress.due_left), self.random.state_dict()
+        self._resumable = _Noted(progress, progress.due_left, self.random.state_dict())
 
     def forget(self) -> None:
         """Note that the weights change now: until the next `remember` they belong to no progress."""
@@ -48,9 +62,9 @@ class Rescue:
     def complete(self, progress: Progress) -> None:
         """Note that more is known of this progress, if it is the one that was remembered last: losses were read
         late."""
-        known, random = self._resumable or (None, None)
-        if known is not None and known.step == progress.step:
-            self._resumable = _copied(progress, known.due_left), random
+        known = self._resumable
+        if known is not None and known.progress.step == progress.step:
+            self._resumable = _Noted(progress, known.progress.due_left, known.random)
 
     def putting_back(self) -> Callable[[], None]:
         """What puts back what is remembered now."""
@@ -91,7 +105,7 @@ class Rescue:
         connection: that is no error of its own."""
         if self.all_alike is None:
             return self.processes.is_writer
-        step = None if self._resumable is None else self._resumable[0].step
+        step = None if self._resumable is None else self._resumable.progress.step
         what = [str(mistake) for mistake in error.mistakes] if isinstance(error, UserError) else str(error)
         return self.all_alike(repr((type(error).__name__, what, step)))
 
@@ -99,10 +113,10 @@ class Rescue:
         """What was saved, or why nothing was, as words for the user, and the mistakes of saving."""
         if self._resumable is None:
             return "the step was cut off in its middle, so only what was saved before it can be continued", ()
-        progress, random = self._resumable
+        progress = self._resumable.whole()
         if progress.step == self.begin:
             return "", ()
-        self.random.load_state_dict(random)
+        self.random.load_state_dict(self._resumable.random)
         try:
             folder = self.save(progress)
         except UserError as error:
@@ -121,12 +135,3 @@ def build_rescue(
 ) -> Rescue:
     """The rescue of a run: see Rescue."""
     return Rescue(run.processes, save, random, run.warn, begin, all_alike)
-
-
-def _copied(progress: Progress, due_left: bool) -> Progress:  # noqa: FBT001 - a field of it
-    return replace(
-        progress,
-        epoch_losses=list(progress.epoch_losses),
-        standings=dict(progress.standings),
-        due_left=due_left,
-    )
