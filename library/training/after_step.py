@@ -147,7 +147,7 @@ def build_after_step(
 
 def _build_validation(plan: Plan, run: Run, trained: InTraining, inputs: Inputs, progress: Progress) -> Validation:
     table_file = table_path(plan.outputs) if run.processes.is_writer else None
-    table = begin_table(table_file, plan.identity, progress.step, run.warn)
+    table = begin_table(table_file, plan.identity, progress.step, run.warn, plan.saved_identity)
     return build_validation(
         plan.facts.validation, plan.facts.duration, trained.loss, inputs.dataset, inputs.encoder,
         trained.loss.modules(trained.trainable), run, trained.weights, trained.trainable, table,

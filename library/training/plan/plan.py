@@ -91,6 +91,11 @@ class Plan:
         """What the result depends on."""
         return self.description.identity
 
+    @property
+    def saved_identity(self) -> Identity | None:
+        """That in the state that is resumed; None: none is."""
+        return None if self.resume is None else self.resume.identity
+
     @cached_property
     def memory(self) -> Prediction | None:
         """The predicted memory of the run; None if it cannot be told."""

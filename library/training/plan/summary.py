@@ -7,7 +7,7 @@ import re
 from library.options.train_options import FLAGS, values_of
 from library.training.plan.plan import Plan
 from library.training.plan.text import sections
-from library.training.saving.state import fingerprint
+from library.training.saving.state import run_of
 
 
 def summary(plan: Plan) -> dict[str, object]:
@@ -17,7 +17,7 @@ def summary(plan: Plan) -> dict[str, object]:
     values = values_of(plan.facts.options)
     return {
         "stage": "started" if plan.resume is None else "resumed",
-        "run": fingerprint([f"{fact}={value}" for fact, value in sorted(plan.identity.items())]),
+        "run": run_of(plan.identity),
         "name": outputs.final_stem(),
         "output_dir": str(outputs.directory),
         "total_steps": duration.steps,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import replacing
-from library.training.saving.state import Identity, fingerprint
+from library.training.saving.state import Identity, run_of
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -80,21 +80,28 @@ class LossCurve:
         return texts
 
 
-def begin_curve(path: Path | None, identity: Identity, finished: int, say: Callable[[str], None]) -> LossCurve:
+def begin_curve(
+    path: Path | None,
+    identity: Identity,
+    finished: int,
+    say: Callable[[str], None],
+    saved: Identity | None = None,
+) -> LossCurve:
     """The curve of a run that begins after `finished` steps: what the file holds of the same run up to there, if it is
-    complete, else an empty one."""
-    run = fingerprint([f"{fact}={value}" for fact, value in sorted(identity.items())])
+    complete, else an empty one. `saved`: the identity in the state that is resumed, which an earlier version may have
+    written with fewer options."""
+    run = run_of(identity)
     curve = LossCurve(path, run, say, first=finished + 1)
     if finished and path is not None and path.is_file():
-        known = _read(path, run)
+        known = _read(path, {run, run_of(saved or identity)})
         if known is not None and known[0] <= finished < known[0] + len(known[1]):
             curve.first = known[0]
             curve.losses = known[1][: finished + 1 - known[0]]
     return curve
 
 
-def _read(path: Path, run: str) -> tuple[int, array[float]] | None:
-    """First step and losses of a file; None if it is of another run, or no file of ours."""
+def _read(path: Path, runs: set[str]) -> tuple[int, array[float]] | None:
+    """First step and losses of a file; None if it is of none of these runs, or no file of ours."""
     from PIL import Image as PilImage
 
     losses = array("f")
@@ -104,7 +111,7 @@ def _read(path: Path, run: str) -> tuple[int, array[float]] | None:
             for name in sorted(texts):
                 if name.startswith("losses "):
                     losses.frombytes(base64.b85decode(texts[name]))
-            if texts["run"] != run:
+            if texts["run"] not in runs:
                 return None
             return int(texts["first step"]), _little_endian(losses)
     except (OSError, ValueError, LookupError, AttributeError, SyntaxError):  # the last is Pillow's for damaged files

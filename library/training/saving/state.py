@@ -253,8 +253,6 @@ def load_state(saved: SavedState, state: RunState, mesh: Any | None = None) -> P
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from library.training.saving.trained_weights import AnotherBase
-
     try:
         if saved.is_sharded:
             from library.training.sharding.state import load_shards
@@ -272,9 +270,7 @@ def load_state(saved: SavedState, state: RunState, mesh: Any | None = None) -> P
         reason = " ".join(str(error).split())  # torch lists every tensor on a line of its own
         what = f"--resume {saved.folder}: the state cannot be loaded ({textwrap.shorten(reason, 300)})"
         remedy = "use the model, optimizer and precision of the saved run; if they are the same, the folder is damaged"
-        if isinstance(error, AnotherBase):
-            remedy = "use the base model that the saved run began with (--pretrained_model_name_or_path)"
-        raise UserError((Mistake(what, remedy),)) from error
+        raise UserError((Mistake(what, getattr(error, "remedy", remedy)),)) from error
     return saved.progress
 
 
@@ -394,3 +390,8 @@ def fingerprint(lines: Sequence[str]) -> str:
     import hashlib
 
     return hashlib.blake2b("\n".join(lines).encode("utf-8"), digest_size=16).hexdigest()
+
+
+def run_of(identity: Identity) -> str:
+    """A short hash that tells whose a file is."""
+    return fingerprint([f"{fact}={value}" for fact, value in sorted(identity.items())])

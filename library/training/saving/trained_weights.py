@@ -35,7 +35,9 @@ def checksum_of(module: nn.Module, names: frozenset[str]) -> int:
 
 
 class AnotherBase(ValueError):
-    """The frozen weights of a run are not those of the state."""
+    """The frozen weights of a run are not those of the state. `remedy`: what the user can do."""
+
+    remedy = "use the base model that the saved run began with (--pretrained_model_name_or_path)"
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from library.checkpoints.header import CheckpointError
 from library.checkpoints.writer import replacing
-from library.training.saving.state import Identity, fingerprint
+from library.training.saving.state import Identity, run_of
 
 if TYPE_CHECKING:
     from library.training.saving.outputs import Outputs
@@ -109,20 +109,27 @@ def _diverges(falling: Sequence[float], rising: Sequence[float], count: int) -> 
     )
 
 
-def begin_table(path: Path | None, identity: Identity, finished: int, say: Callable[[str], None]) -> Table:
-    """The table of a run that begins after `finished` steps, with the rows of the same run up to there."""
-    run = fingerprint([f"{fact}={value}" for fact, value in sorted(identity.items())])[:16]
+def begin_table(
+    path: Path | None,
+    identity: Identity,
+    finished: int,
+    say: Callable[[str], None],
+    saved: Identity | None = None,
+) -> Table:
+    """The table of a run that begins after `finished` steps, with the rows of the same run up to there. `saved`: the
+    identity in the state that is resumed, which an earlier version may have written with fewer options."""
+    run, before = run_of(identity)[:16], run_of(saved or identity)[:16]
     table = Table(path, run, say)
     if finished and path is not None and path.is_file():
-        table.rows = [row for row in _read(path, run) if row.step <= finished]
+        table.rows = [row for row in _read(path, {run, before}) if row.step <= finished]
     return table
 
 
-def _read(path: Path, run: str) -> list[Row]:
-    """The rows of this run; none of a file that is not ours."""
+def _read(path: Path, runs: set[str]) -> list[Row]:
+    """The rows of these runs; none of a file that is not ours."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
-            found = [each for each in csv.DictReader(file) if each["run"] == run]
+            found = [each for each in csv.DictReader(file) if each["run"] in runs]
         return [
             Row(
                 int(each["step"]), int(each["epoch"]), each["set"], each["version"], each["timesteps"],

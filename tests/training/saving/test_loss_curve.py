@@ -86,6 +86,9 @@ def test_values_of_another_run_or_with_a_gap_are_not_continued(tmp_path: Path) -
     assert begin_curve(path, IDENTITY, 4, pytest.fail).first == 5
     assert len(begin_curve(path, IDENTITY, 0, pytest.fail).losses) == 0
     assert begin_curve(path, IDENTITY, 3, pytest.fail).first == 1
+    newer = {**IDENTITY, "--an_option_of_a_later_version": "off"}
+    assert begin_curve(path, newer, 3, pytest.fail).first == 4
+    assert begin_curve(path, newer, 3, pytest.fail, saved=IDENTITY).first == 1
     for content in (b"", b"no image", path.read_bytes()[:200]):
         path.write_bytes(content)
         assert begin_curve(path, IDENTITY, 3, pytest.fail).first == 4

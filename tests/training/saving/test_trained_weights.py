@@ -60,7 +60,7 @@ def test_another_base_model_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "state", Progress(step=1), {"unet": weights_of(a_part(base))})
     with torch.no_grad():
         base.frozen.bias[0] += 1
-    with pytest.raises(UserError, match="which is another one now.*began with .--pretrained_model_name_or_path"):
+    with pytest.raises(UserError, match="(?s)which is another one now.*began with .--pretrained_model_name_or_path"):
         load_state(read_state(tmp_path / "state"), {"unet": weights_of(a_part(base))})
 
 

@@ -72,6 +72,8 @@ def test_a_resumed_run_continues_the_table_of_the_same_run(tmp_path: Path) -> No
     path.write_bytes(b"\xef\xbb\xbf" + expected.replace(b"\n", b"\r\n"))  # as a spreadsheet saves it
     assert made(path, 4).rows == whole.rows[:36]
     assert not made(path).rows and not made(path, 4, other="yes").rows
+    newer = {**IDENTITY, "--an_option_of_a_later_version": "off"}
+    assert begin_table(path, newer, 4, pytest.fail, saved=IDENTITY).rows == whole.rows[:36]
     path.write_text("something else", encoding="utf-8")
     assert not made(path, 4).rows
 
