@@ -51,6 +51,8 @@ def convert(flag: Flag, raw: object) -> tuple[Any, str]:
         return (UNSET, "") if empty is None else (empty.value, empty.why)
     if isinstance(raw, list) and all(isinstance(member, str) and not member.strip() for member in raw):
         return UNSET, ""
+    if isinstance(raw, bool) and flag.kind == "text" and str(raw).lower() in flag.choices:
+        return str(raw).lower(), ""  # a TOML file's true and false
     value = _pairs(raw) if flag.pairs else _READERS[flag.kind](raw)
     if flag.zero_is_off and value == 0:
         return UNSET, ""

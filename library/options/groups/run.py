@@ -52,6 +52,7 @@ class RunOptions:
         "Read the losses of steps from the device together, after so many steps at most: each reading waits for it. "
         "Changes no result. Not set = 10, on the CPU 1, where reading is free.",
         at_least=1,
+        zero_is_off=True,
     )
     max_train_epochs: int | None = flag(
         None, "Length of the training in epochs; overrides max_train_steps.", at_least=1, zero_is_off=True

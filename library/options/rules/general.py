@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from library.options.rules import adapter as adapter_rules
 from library.options.rules import averaging as averaging_rules
 from library.options.rules import blocks as block_rules
+from library.options.rules import deepspeed as deepspeed_rules
 from library.options.rules import hub as hub_rules
 from library.options.rules import objective as objective_rules
 from library.options.rules import preservation as preservation_rules
@@ -386,6 +387,7 @@ NO_EFFECT = (
     *averaging_rules.NO_EFFECT,
     *update_rules.NO_EFFECT,
     *block_rules.NO_EFFECT,
+    *deepspeed_rules.NO_EFFECT,
     *objective_rules.NO_EFFECT,
     *rollout_rules.NO_EFFECT,
     *preservation_rules.NO_EFFECT,

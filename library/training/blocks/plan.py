@@ -76,7 +76,7 @@ def decide_blocks(facts: RunFacts, adapter: AdapterPlan | None, mistakes: Mistak
         swapped=swapped,
         swapped_bytes=saved,
         policy=options.gradient_checkpointing_policy,
-        to_host=options.cpu_offload_checkpointing and "cpu_offload_checkpointing" not in idle,
+        to_host=_offloads_inputs(facts) and "cpu_offload_checkpointing" not in idle,
         compilation=decide_compilation(facts, mistakes, notes),
     )
 
@@ -89,11 +89,18 @@ def is_main_memory(machine: Machine) -> bool:
 def _without_effect(facts: RunFacts, notes: list[str]) -> list[str]:
     """The flags that have no effect on this machine, with a note."""
     options = facts.options.memory
-    found = [name for name in ("blocks_to_swap", "cpu_offload_checkpointing") if getattr(options, name)]
+    found = ["blocks_to_swap"] if options.blocks_to_swap else []
+    if _offloads_inputs(facts):
+        found.append("cpu_offload_checkpointing")
     if not is_main_memory(facts.machine):
         return []
     notes.extend(f"--{name} has no effect: {facts.machine.name} computes in main memory" for name in found)
     return found
+
+
+def _offloads_inputs(facts: RunFacts) -> bool:
+    options = facts.options.memory
+    return options.cpu_offload_checkpointing and options.gradient_checkpointing
 
 
 def block_sizes(shapes: Mapping[str, Sequence[int]], patterns: Sequence[str]) -> dict[str, int]:

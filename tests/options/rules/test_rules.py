@@ -262,3 +262,21 @@ def test_a_missing_resolution_is_reported_once_and_replaced() -> None:
     parsed = parse(NEEDED[:3])
     assert len(parsed.mistakes) == 1 and parsed.options.dataset.resolution == (512, 512)
     assert "resolution" not in parsed.set_by_user
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ("--compile_mode reduce-overhead --compile_fullgraph --compile_dynamic true", 3),
+        ("--dynamo_backend eager --compile", 1),
+        ("--compile_backend eager --torch_compile", 1),
+        ("--offload_param_device cpu --zero3_init_flag --offload_optimizer_nvme_path disk", 3),
+        ("--fused_backward_clipping tensor --bf16_rounding kahan --gradient_checkpointing_policy half", 3),
+        ("--compile_cache_size_limit 32 --compile_dynamic auto --zero_stage 3 --dynamo_backend no", 0),
+    ],
+)
+def test_settings_of_what_is_not_switched_on_are_not_passed_over_in_silence(words: str, flags: int) -> None:
+    """The last row is what front-ends always send."""
+    parsed = with_flags(words)
+    assert parsed.mistakes == ()
+    assert len([note for note in parsed.notes if "has no effect" in note]) == flags == len(parsed.notes)
