@@ -60,5 +60,18 @@ def test_the_plan_tells_the_same_peak(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_wrong_flags_are_told_as_by_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--", *words(tmp_path), "--learning_rat=1"]) == 2
     assert "did you mean --learning_rate?" in capsys.readouterr().err
+    assert main(["--", " ".join(words(tmp_path))]) == 2
+    assert "without quotes" in capsys.readouterr().err
     assert main(["--", "gen_img.py"]) == 2
     assert "train_network.py" in capsys.readouterr().err
+
+
+def test_a_command_is_read_as_it_would_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its launcher, which may have flags; what has no effect is said, as the program says it."""
+    command = [*words(tmp_path), "--fused_backward_pass", "--gradient_accumulation_steps=2"]
+    assert main(["--", "accelerate", "launch", "--num_processes", "2", *command]) == 0
+    launched = capsys.readouterr().out
+    assert "for one process: accelerate launch --num_processes 2 is not read" in launched
+    assert "--fused_backward_pass has no effect" in launched
+    assert main([".venv/bin/python3.11", *command]) == 0
+    assert capsys.readouterr().out == launched[: launched.index("for one process")]
