@@ -21,8 +21,9 @@ from library.messages import readable_bytes
 from library.objective.masking import MaskSettings
 from library.runtime.processes import ALONE, Processes
 from library.training.conditioning import MOST_IN_MEMORY, MOST_ON_DISK, Conditioner
-from library.training.memory import TILE, offload_text_encoders, release_memory
+from library.training.memory import offload_text_encoders, release_memory
 from library.training.plan.ahead import captions_are_fixed, encodes_captions_ahead
+from library.training.plan.memory.tiles import TILE
 from library.training.validation.plan import validation_captions
 
 if TYPE_CHECKING:

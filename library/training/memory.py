@@ -19,14 +19,13 @@ from library.runtime.accelerator import release_cached
 from library.runtime.precision import Attention, FloatName, Precision, torch_dtype
 from library.runtime.stored_weights import compute_in_stored_dtype
 from library.training.blocks.checkpoints import checkpoint_activations
+from library.training.plan.memory.tiles import TILE
 
 if TYPE_CHECKING:
     from library.families.family import Model
     from library.options.groups.memory import MemoryOptions
     from library.training.blocks.checkpoints import Checkpoints
     from library.training.trainable import Trainable
-
-TILE = 512  # pixels: a side of the VAE's tiles
 
 
 def prepare(

@@ -96,6 +96,8 @@ def test_other_vaes_and_resolutions_have_entries_of_their_own(world: World, caps
     assert counts(fill(world, capsys, vae=vae)) == (0, 5, 0)
     assert counts(fill(world, capsys, resolution="64,128")) == (0, 5, 0)
     assert counts(fill(world, capsys, vae=vae)) == (5, 0, 0)
+    assert counts(fill(world, capsys, vae=vae, vae_tiling=True)) == (0, 5, 0), "latents of tiles are others"
+    assert counts(fill(world, capsys, vae=vae)) == (5, 0, 0)
     assert counts(fill(world, capsys)) == (5, 0, 0)
     # of a finer decoder alone the latents are the same
     tensors = load_file(world.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from examples.shapes.autoencoder import images
+from library.families.registry import load_model, open_model
 from library.options.groups.memory import MemoryOptions
 from library.runtime.device import Machine
 from library.runtime.precision import resolve
@@ -349,6 +352,20 @@ def test_each_tile_of_a_large_image_is_encoded_by_itself(monkeypatch: pytest.Mon
         assert means.shape == expected.shape and not torch.equal(means, expected)
         latents = torch.randn(1, 4, 32, 48, generator=torch.Generator().manual_seed(5))
         assert tiled.decode(latents).sample.shape == whole.decode(latents).sample.shape
+
+
+def test_latents_of_tiles_are_close_to_those_of_the_whole_image() -> None:
+    """The tolerance that docs/memory_and_precision.md states, with a trained VAE: that of the example world."""
+    header, _ = open_model("examples/shapes/shapes.safetensors")
+    model = load_model(header)
+    columns, rows = 10, 8
+    scenes = images(columns * rows, random.Random(1)).view(rows, columns, 3, 64, 64)
+    mosaic = scenes.permute(2, 0, 3, 1, 4).reshape(1, 3, 64 * rows, 64 * columns)
+    with torch.no_grad():
+        whole = model.vae.encode(mosaic).latent_dist.mean
+        tile_vae(model.vae, model.family.latent.stride)
+        tiled = model.vae.encode(mosaic).latent_dist.mean
+    assert 0 < (tiled - whole).square().mean().sqrt() < 0.06 * whole.std()
 
 
 @dataclass

@@ -85,6 +85,12 @@ CHOICES: tuple[Choice, ...] = (
         script=_ADAPTERS,
         unless=("fp8_base", "fp8_base_unet"),
     ),
+    Choice(
+        _on("vae_tiling"),
+        1.0,
+        "assumed",
+        "images of more than 512 pixels pass the VAE in tiles; latents are less exact",
+    ),
     Choice(_on("cpu_offload_checkpointing"), 1.1, "assumed", "inputs of blocks wait in main memory"),
     Choice(
         _on("offload_optimizer"),

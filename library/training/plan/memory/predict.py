@@ -16,6 +16,7 @@ from library.runtime.precision import BYTES
 from library.training.plan.ahead import encodes_captions_ahead
 from library.training.plan.memory.assumptions import COPIES_OF_THE_LARGEST, DEVICES, STEP_COPIES, DeviceMemory
 from library.training.plan.memory.prediction import Moment, Prediction
+from library.training.plan.memory.tiles import TILE, count_in_tiles
 from library.training.plan.memory.weights import WeightsOnDevice
 from library.training.update.plan import AT_ONCE
 
@@ -256,7 +257,13 @@ class _Prediction:
         """Pixels to latents by the VAE, without gradients."""
         tape = Tape(ledger, mode="off")
         vae = self.weights.on_tape("vae", tape)
-        self.passes.encode_images(vae, tape.new((samples, 3, size[1], size[0]), vae.width))
+        pixels = tape.new((samples, 3, size[1], size[0]), vae.width)
+        count_in_tiles(self.passes.encode_images, vae, pixels, self._tile or max(size))
+
+    @property
+    def _tile(self) -> int | None:
+        """Pixels of a side of the VAE's tiles; None: it has none."""
+        return TILE if self.run.facts.options.memory.vae_tiling else None
 
     def _update(self) -> Ledger:
         """The gradients, and what the optimizer makes besides."""
@@ -304,6 +311,7 @@ class _Prediction:
         self.passes.predict(modules[family.backbone], noisy, self._conditioning(tape, modules, 2))
         tape.autocast_ends()
         vae = self.weights.on_tape("vae", Tape(ledger, mode="off"))
-        self.passes.decode_latents(vae, tape.new(shape, vae.width))
+        latents = tape.new(shape, vae.width)
+        count_in_tiles(self.passes.decode_latents, vae, latents, (self._tile or max(size)) // stride)
         moment = self._moment("drawing", ledger)
         return Moment("drawing", {**moment.parts, "weights of the VAE": self.weights.bytes_of("vae")})
