@@ -28,10 +28,17 @@ RUNS: dict[str, tuple[str, Recipe, dict[str, Any]]] = {
         train_db.RECIPE,
         {**HALF, "fused_backward_pass": True, "gradient_checkpointing": True, "cache_latents": True},
     ),
-    "accumulation, EMA": (
+    "accumulation, EMA, state by shapes": (
         "sd2",
         train_db.RECIPE,
-        {"gradient_accumulation_steps": 2, "use_ema": True, "ema_device": "accelerator", "mixed_precision": "bf16"},
+        {
+            "gradient_accumulation_steps": 2,
+            "use_ema": True,
+            "ema_device": "accelerator",
+            "mixed_precision": "bf16",
+            "optimizer_type": "Adafactor",
+            "stop_text_encoder_training": -1,
+        },
     ),
     "LoRA": ("sd1", train_network.RECIPE, {**LORA, "train_batch_size": 2}),
     "LoRA, options chosen for a card": ("sd1", train_network.RECIPE, {**LORA, "cache_latents": None, "vram": 4}),
