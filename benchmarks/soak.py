@@ -43,8 +43,12 @@ KINDS: dict[str, dict[str, object]] = {
     "pixels": {},
     "latents on disk": {"cache_latents_to_disk": True},
     "bf16, averages": {"mixed_precision": "bf16", "full_bf16": True, "use_ema": True},
+    "fused, rounded": {
+        "mixed_precision": "bf16", "full_bf16": True, "fused_backward_pass": True, "gradient_accumulation_steps": 1,
+    },
+    "read late": {"loss_read_interval": 50, "use_ema": True},
     "measured": {"validation_split": 0.34, "validate_every_n_steps": 2, "keep_best": "validation_loss"},
-}
+}  # fmt: skip
 
 
 @dataclass
