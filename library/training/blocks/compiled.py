@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from library.options.mistakes import Mistake, UserError
+
 if TYPE_CHECKING:
     from library.training.blocks.compile_plan import Compilation
 
@@ -36,12 +38,13 @@ def compiling(plan: Compilation | None, say: Callable[[str], None], *, twice: bo
     what was compiled. `twice`: a pass may be back-propagated twice, so it must not write into what was kept for that.
 
     Two sides that are equal in the first image may differ in the next: torch would compile for equal sides first, and
-    a resumed run would begin with another image.
+    a resumed run would begin with another image. Raises UserError if the compiler fails.
     """
     if plan is None:
         yield
         return
     from torch._dynamo import config, utils
+    from torch._dynamo.exc import TorchDynamoException
     from torch._functorch import config as derivatives
     from torch.fx.experimental import _config
 
@@ -56,5 +59,11 @@ def compiling(plan: Compilation | None, say: Callable[[str], None], *, twice: bo
         ):
             yield
         say(f"compiled {utils.counters['stats']['unique_graphs'] - before} times, for other widths, sizes and modes")
+    except TorchDynamoException as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = " ".join(lines[:2]) or type(error).__name__
+        ways = "use --dynamo_backend aot_eager (--compile_backend), or remove --torch_compile and --compile"
+        ended = f"compiling a block with {plan.backend} failed, or was interrupted: {what}"
+        raise UserError([Mistake(ended, f"start again if you stopped the run; else {ways}")]) from error
     finally:
         torch.compiler.reset()

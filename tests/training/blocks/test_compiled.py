@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from library.options.mistakes import UserError
 from library.runtime.device import Machine
 from library.training.blocks import compile_plan
 from library.training.blocks.checkpoints import checkpoint_activations
 from library.training.blocks.compile_plan import Compilation, missing_for
-from library.training.blocks.compiled import compiling
+from library.training.blocks.compiled import compile_blocks, compiling
 from library.training.blocks.place import place
 from library.training.blocks.plan import BlocksPlan
 from tests.training.blocks.test_swap import CPU, adapted, blocks_of, gradients, unet, watch
@@ -129,3 +132,16 @@ def test_a_compiled_pass_can_be_back_propagated_twice() -> None:
         first = torch.autograd.grad(loss, list(block.parameters()), retain_graph=True)
         second = torch.autograd.grad(loss, list(block.parameters()))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_compiler_that_fails_is_told_without_a_traceback() -> None:
+    """Ctrl-C stops it as well: it is a process of the same terminal."""
+
+    def failing(graph: Any, inputs: Any) -> Any:
+        raise OSError("g++ was stopped")
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    plan = Compilation(backend="inductor")
+    compile_blocks(model, ["0"], replace(plan, backend=cast(Any, failing)))
+    with pytest.raises(UserError, match="inductor failed, or was interrupted: .*stopped"), compiling(plan, print):
+        model(torch.ones(1, 2))
