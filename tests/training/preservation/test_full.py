@@ -55,7 +55,7 @@ def test_a_resumed_run_compares_with_the_base_models_file(
     monkeypatch.setattr(preservation, "loaded_base", kept)
     flags = {**FLAGS, "reg_data_dir": world.root / "reg"}
     whole = run(world.arguments(tmp_path / "whole", **flags, save_every_n_steps=2, save_state=True), capsys)
-    assert whole.code == 0 and "base 27.2 MB" in whole.out, whole.err
+    assert whole.code == 0 and "base model to compare with 27.2 MB" in whole.out, whole.err
     flags["resume"] = tmp_path / "whole" / "dog-step00000002-state"
     rest = run(world.arguments(tmp_path / "rest", **flags), capsys)
     assert rest.losses == {3: whole.losses[3]}, rest.err
