@@ -42,6 +42,7 @@ JOINING = timedelta(minutes=10)
 """How long processes wait for each other at the start."""
 PATIENCE = 30.0  # seconds that a process has to end by itself after another one has failed
 _ALIKE = 5.0  # seconds within which ranks that fail alike, or because of each other, have published it
+_VOTE = 20.0  # seconds within which all ranks have come to the same error, also on a machine that does much else
 _STUCK_AFTER = 2.0  # seconds after which a writer that has not noticed a failure waits in a collective
 _FAILURE, _TOLD, _STUCK, _LEAVING, _RANK, _ALL = "failure", "told", "stuck", "leaving", "rank", "all"
 _LOST = re.compile(
@@ -132,7 +133,7 @@ class Meeting:
         keys = [f"{_ALL}/{rank}" for rank in range(self.launch.world)]
         try:
             self.store.set(keys[self.launch.rank], text)
-            came = self._wait_for(lambda: bool(self.store.check(keys)), _ALIKE)
+            came = self._wait_for(lambda: bool(self.store.check(keys)), _VOTE)
             own = str(came and len({self.store.get(key) for key in keys}) == 1)
             return bool(self.store.compare_set(f"{_ALL}/answer", "", own) == b"True")  # one may have given up just now
         except RuntimeError:  # the process that holds the store has gone

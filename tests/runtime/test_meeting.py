@@ -22,6 +22,7 @@ LOST = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Meeting, Meeting]]:
     monkeypatch.setattr(room, "_ALIKE", 0.1)
+    monkeypatch.setattr(room, "_VOTE", 0.1)
     store = dist.HashStore()
     first, second = (Meeting(Launch(rank, 2, rank, 2), store, store) for rank in (0, 1))
     before = signal.getsignal(signal.SIGTERM)
