@@ -135,11 +135,13 @@ def test_drawing_and_training_are_the_same_with_and_without(tmp_path: Path, caps
     shared = {
         "network_module": "networks.lora", "network_dim": 2, "max_train_steps": 2, "sample_every_n_steps": 1,
         "sample_prompts": "a dog --w 64 --h 64 --s 5 --d 5", "sample_sampler": "euler_a",
-        "logging_dir": tmp_path / "logs",
     }  # fmt: skip
     more = {"validation_preview_steps": 2, "preview_target": "tensorboard"}
     for name, flags in (("without", {}), ("with", more)):
-        outcome = run(world.arguments(tmp_path / name, **shared, **flags), capsys, train_network.RECIPE)
+        logs = tmp_path / "logs" / name  # runs of the same second would share a folder
+        outcome = run(
+            world.arguments(tmp_path / name, **shared, **flags, logging_dir=logs), capsys, train_network.RECIPE
+        )
         assert outcome.code == 0 and "no pictures" not in outcome.err, outcome.err
     images = [sorted((tmp_path / name / "sample").glob("*.png")) for name in ("without", "with")]
     assert len(images[0]) == 2
