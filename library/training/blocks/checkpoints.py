@@ -7,6 +7,7 @@ gradient is accumulated once.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from library.options.mistakes import Mistake, UserError
 from library.training.blocks.host_inputs import HostInputs
 
 if TYPE_CHECKING:
@@ -89,6 +91,17 @@ def checkpoint_activations(module: nn.Module, checkpoints: Checkpoints | None = 
     ):
         switch: Callable[..., None] | None = getattr(module, name, None)
         if switch is not None:
+            if not arguments.keys() <= inspect.signature(switch).parameters.keys():
+                _refuse_choices(checkpoints)
+                arguments = {}
             switch(**arguments)
             return
     raise TypeError(f"{type(module).__name__} does not support gradient checkpointing")
+
+
+def _refuse_choices(checkpoints: Checkpoints | None) -> None:
+    """diffusers before 0.33 takes no function: it checkpoints all blocks without reentry, as Checkpoints() does. Raises
+    UserError if it is to do anything else."""
+    if checkpoints is not None and (checkpoints.kept or checkpoints.keeps_attention or checkpoints.host is not None):
+        what = "--gradient_checkpointing_policy and --cpu_offload_checkpointing need diffusers 0.33 or newer"
+        raise UserError([Mistake(what, "install the version of requirements.txt, or remove them")])
