@@ -14,6 +14,7 @@ from library.options.mistakes import Mistake, UserError
 from library.options.parse import Parsed
 from library.options.sources import RawOption
 from library.options.train_options import values_of
+from library.runtime.abilities import computes_bf16
 from library.runtime.device import Machine
 from library.training.plan.memory.choices import CHOICES, Choice
 from library.training.plan.memory.describe import GB
@@ -83,8 +84,8 @@ def _available(parsed: Parsed, machine: Machine) -> tuple[list[Choice], list[str
 
 
 def _for_machine(choice: Choice, machine: Machine) -> Choice:
-    """fp16 on a card that has no bf16."""
-    if choice.values.get("mixed_precision") == "bf16" and (machine.compute_capability or (8, 0)) < (8, 0):
+    """fp16 on a card that is known to have no arithmetic for bf16."""
+    if choice.values.get("mixed_precision") == "bf16" and computes_bf16(machine) is False:
         return replace(choice, values={"mixed_precision": "fp16"})
     return choice
 

@@ -10,6 +10,7 @@ from library.options.mistakes import UserError
 from library.options.parse import ADAPTERS, DREAMBOOTH, Parsed, Program, parse
 from library.options.train_options import values_of
 from library.runtime.device import Machine
+from library.runtime.torch_build import TorchBuild
 from library.training.plan.memory.fit import choose_for_card
 from library.training.plan.memory.prediction import Moment, Prediction
 
@@ -73,7 +74,9 @@ def test_everything_is_chosen_before_a_run_is_refused() -> None:
 
 def test_a_card_without_bf16_gets_fp16() -> None:
     old = replace(CARD, compute_capability=(7, 5))
-    assert chosen("--vram=32", machine=old).options.memory.mixed_precision == "fp16"
+    amd = Machine("cuda", "AMD GPU", architecture="gfx1030", torch=TorchBuild(hip="7.2"))  # no bf16, abilities.py
+    for card, precision in ((old, "fp16"), (amd, "fp16"), (replace(amd, architecture="gfx1100"), "bf16")):
+        assert chosen("--vram=32", machine=card).options.memory.mixed_precision == precision
 
 
 def test_nothing_is_chosen_without_a_card() -> None:
