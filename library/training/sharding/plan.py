@@ -93,8 +93,6 @@ def check_sharded(
     if facts.sharding is None:
         return
     remedy = "start without --use_fsdp"
-    computed: dict[str, object] = {"validation": facts.validation, "--preservation": not facts.preservation.is_usual}
-    computed |= dict(zip(ALONE, alone, strict=True))
     if adapter is not None:
         mistakes.add(
             "FSDP with an adapter: what is trained is small, and the frozen base model would not be sharded",
@@ -111,11 +109,18 @@ def check_sharded(
         mistakes.add("--mixed_precision fp16 with FSDP: the scale of the loss is not shared", f"use bf16, or {remedy}")
     if resume is not None and not resume.is_sharded:
         mistakes.add(f"--resume {resume.folder} with FSDP: this state is not sharded", remedy)
-    if found := [name for name, has in computed.items() if has]:
+    if found := computed_apart(facts, alone):
         mistakes.add(
             f"{listed(found, 9)} with FSDP: the model computes only on all processes at once",
             f"remove it, and draw with the saved models (gen_img.py, tools/evaluate_subject.py), or {remedy}",
         )
+
+
+def computed_apart(facts: RunFacts, alone: Sequence[object]) -> list[str]:
+    """What of a run computes with the model besides its steps. `alone`: what it has of ALONE."""
+    computed: dict[str, object] = {"validation": facts.validation, "--preservation": not facts.preservation.is_usual}
+    computed |= dict(zip(ALONE, alone, strict=True))
+    return [name for name, has in computed.items() if has]
 
 
 def is_on(environment: Mapping[str, str], name: str) -> bool:

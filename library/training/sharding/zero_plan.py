@@ -15,7 +15,7 @@ from library.messages import counted, listed, pip_install, readable_bytes
 from library.options.mistakes import Mistakes
 from library.options.packages import installed_version
 from library.training.optim.optimizer_table import OPTIMIZERS
-from library.training.sharding.plan import ALONE, SHARDED, is_on
+from library.training.sharding.plan import SHARDED, computed_apart, is_on
 
 if TYPE_CHECKING:
     from library.options.groups.deepspeed import DeepSpeedOptions
@@ -255,9 +255,7 @@ def check_zero(
             "the steps",
             f"remove them; --offload_optimizer_device cpu keeps the optimizer state in main memory; or {_WITHOUT}",
         )
-    computed: dict[str, object] = {"validation": facts.validation, "--preservation": not facts.preservation.is_usual}
-    computed |= {"--use_ema": averages} | dict(zip(ALONE, alone, strict=True))
-    if found := [name for name, has in computed.items() if has]:
+    if found := [*(["--use_ema"] if averages else []), *computed_apart(facts, alone)]:
         mistakes.add(
             f"{listed(found, 9)} with DeepSpeed: its engine keeps the weights, and lets only a training step compute",
             f"remove it, and draw with the saved models (gen_img.py, tools/evaluate_subject.py), or {_WITHOUT}",
