@@ -76,6 +76,22 @@ def unet_config(family: str) -> dict[str, Any]:
     return config
 
 
+def small_unet() -> Any:
+    """A U-Net of two levels, the same each time, for what happens to a module and does not ask which family it is."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=4,
+    )
+
+
 def vae_config(family: str = "sd1") -> dict[str, Any]:
     """AutoencoderKL's arguments: four levels, hence stride 8, and 248 tensors like the real one."""
     return {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from examples.shapes.autoencoder import images
@@ -33,21 +33,9 @@ from library.training.memory import (
     working_copy,
 )
 from library.training.trainable import Part, Trainable
+from tests import tiny
 
 CPU = Machine("cpu", "a processor")
-
-
-def unet() -> Any:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=64,
-        attention_head_dim=4,
-    )
 
 
 def text_encoder() -> Any:
@@ -100,9 +88,9 @@ def count_recomputed_blocks(module: Any, name: str) -> list[int]:
 
 
 def test_checkpointed_activations_give_the_same_gradients_in_both_models() -> None:
-    plain = (unet().train(), text_encoder().train())
+    plain = (tiny.small_unet().train(), text_encoder().train())
     loss(*plain).backward()
-    saving = (unet().train(), text_encoder().train())
+    saving = (tiny.small_unet().train(), text_encoder().train())
     resnets = count_recomputed_blocks(saving[0], "ResnetBlock2D")
     layers = count_recomputed_blocks(saving[1], "CLIPMLP")
     for module in saving:
@@ -123,7 +111,7 @@ def test_a_text_encoder_behind_frozen_embeddings_still_learns() -> None:
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_("embeddings" not in name)
     checkpoint_activations(encoder)
-    loss(unet().requires_grad_(False), encoder).backward()
+    loss(tiny.small_unet().requires_grad_(False), encoder).backward()
     assert all(p.grad is not None for name, p in encoder.named_parameters() if "embeddings" not in name)
 
 
@@ -134,7 +122,7 @@ def test_a_module_without_checkpointing_is_refused() -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "mem_eff"])
 def test_every_attention_gives_the_same_answer_and_gradients(attention: Any) -> None:
-    plain, changed, encoder = unet(), unet(), text_encoder().requires_grad_(False)
+    plain, changed, encoder = tiny.small_unet(), tiny.small_unet(), text_encoder().requires_grad_(False)
     set_attention(changed, attention)
     first, second = loss(plain, encoder), loss(changed, encoder)
     torch.testing.assert_close(first, second)
@@ -155,13 +143,13 @@ def test_memory_efficient_attention_is_set_everywhere_and_fits_the_vae() -> None
 
 
 def unet_with_mem_eff() -> Any:
-    module = unet()
+    module = tiny.small_unet()
     set_attention(module, "mem_eff")
     return module
 
 
 def world(options: MemoryOptions, train_text_encoder: bool = True) -> tuple[Any, Trainable]:
-    model: Any = SimpleNamespace(backbone=unet(), vae=vae(), text_encoder=text_encoder())
+    model: Any = SimpleNamespace(backbone=tiny.small_unet(), vae=vae(), text_encoder=text_encoder())
     model.modules = lambda: {"unet": model.backbone, "vae": model.vae, "text_encoder": model.text_encoder}
     parts = [Part("unet", model.backbone, 1e-4)]
     active = {"unet"}

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 from library.families.sd.sd import SD1
@@ -18,6 +17,7 @@ from library.training.blocks.checkpoints import Checkpoints, checkpoint_activati
 from library.training.blocks.place import place
 from library.training.blocks.plan import BlocksPlan, block_sizes
 from library.training.blocks.swap import BlockSwap
+from tests import tiny
 from tests.packing import pack
 
 CPU = torch.device("cpu")
@@ -25,17 +25,7 @@ UNET_BLOCKS = SD1.shard_units["unet"]
 
 
 def unet() -> Any:
-    torch.manual_seed(0)
-    model: Any = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=64,
-        attention_head_dim=4,
-    )
-    return model.requires_grad_(requires_grad=False)
+    return tiny.small_unet().requires_grad_(requires_grad=False)
 
 
 def swapping(names: Sequence[str]) -> BlocksPlan:
