@@ -56,9 +56,10 @@ class MemoryWatch:
         difference = measured / self.predicted - 1
         if abs(difference) > TOLERANCE:
             more = "more" if difference > 0 else "less"
+            so = "give --vram a smaller number" if difference > 0 else "a smaller card may be enough for this run"
             self.warn(
                 f"the peak of GPU memory is {readable_bytes(measured)}, {abs(difference):.0%} {more} than predicted "
-                f"({readable_bytes(self.predicted)}): --vram would have chosen by the prediction"
+                f"({readable_bytes(self.predicted)}), which --vram and tools/estimate_memory.py go by: {so}"
             )
 
     def _note_pace(self, step: int) -> None:
