@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -21,8 +20,8 @@ from library.whole_files import remove_leftovers, replacing
 _ENDING = ".tar"
 _LOCK = ".lock"
 _ABANDONED = 1800.0  # seconds after which the lock of a process that died is no longer respected
-_PAUSE = 300.0  # seconds in which a process copies nothing more into a folder, after a copy that failed
-_failed: dict[str, float] = {}  # folder -> when
+_FAILED = "failed"  # the file of a folder that is touched when a copy fails
+_PAUSE = 300.0  # seconds in which nothing more is copied into a folder, after a copy that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Copies:
         path = self._path(url)
         if (data := _read(path, offset, length)) is not None:
             return data
-        if time.monotonic() - _failed.get(self.folder, -math.inf) < _PAUSE:
+        if self._is_paused():
             return None  # else each image would copy until the disk is full again
         with self._lock(path) as is_mine:
             if not is_mine or not self._copy(url, path):
@@ -60,9 +59,16 @@ class Copies:
             with replacing(path) as stream:
                 copy_to(url, stream)
         except OSError:
-            _failed[self.folder] = time.monotonic()
+            with contextlib.suppress(OSError):
+                Path(self.folder, _FAILED).touch()
             return False
         return True
+
+    def _is_paused(self) -> bool:
+        """Whether a copy into this folder failed a short time ago, here or in another process."""
+        with contextlib.suppress(OSError):
+            return time.time() - Path(self.folder, _FAILED).stat().st_mtime < _PAUSE
+        return False
 
     def _make_room(self) -> None:
         """Delete what killed processes left, and the copies that were used longest ago. One that is being read stays
