@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.whole_files import remove_leftovers, replacing
+from library.whole_files import remove_leftovers, replacing, write_text
 
 _ENDING = ".tar"
 _LOCK = ".lock"
 _ABANDONED = 1800.0  # seconds after which the lock of a process that died is no longer respected
-_FAILED = "failed"  # the file of a folder that is touched when a copy fails
+_FAILED = "failed"  # the file of a folder that is written when a copy fails
 _PAUSE = 300.0  # seconds in which nothing more is copied into a folder, after a copy that failed
 
 
@@ -60,7 +60,7 @@ class Copies:
                 copy_to(url, stream)
         except OSError:
             with contextlib.suppress(OSError):
-                Path(self.folder, _FAILED).touch()
+                write_text(Path(self.folder, _FAILED), "")
             return False
         return True
 
