@@ -44,7 +44,7 @@ from library.training.quantised.probe import with_probe
 from library.training.rollout import build_rollout
 from library.training.run import open_run
 from library.training.saving.loss_curve import begin_curve
-from library.training.saving.rescue import build_rescue
+from library.training.saving.rescue import Rescue
 from library.training.saving.state import RandomStates, RunState, load_state
 from library.training.saving.state_writer import StateWriter, free_memory
 from library.training.saving.trained_weights import weights_of
@@ -138,14 +138,14 @@ def train(plan: Plan, recipe: Recipe, agreeing: Agreeing = nullcontext, all_alik
             state, plan.description, run.say, partial(free_memory, facts.machine.system_memory_bytes), shards
         )
         weights, on_writer = join(shards, run.processes, weights, state)
-        modules = loss.modules(trainable)
-        loss.rollout = build_rollout(plan.rollout, loss, modules, run.say)
+        loss.rollout = build_rollout(plan.rollout, loss, loss.modules(trainable), run.say)
         curve = begin_curve(plan.curve, plan.identity, progress.step, run.warn, plan.saved_identity)
         trained = InTraining(model, trainable, weights, loss)
         saver = build_saver(plan, run, trained, states, curve, uploads.release)
         after = build_after_step(plan, run, trained, Inputs(dataset, encoder, prompts), saver, progress)
         left_out = LeftOut(facts.images.number_of_files, run.processes, run.warn)
-        rescue = build_rescue(run, on_writer(saver.save_now), random, progress.step, all_alike if shards else None)
+        rescue = Rescue(run.processes, on_writer(saver.save_now), random, run.warn, progress.step)
+        rescue.all_alike = all_alike if shards else None
         nonfinite = NonFinite(options.run.max_nonfinite_steps, run.processes, run.warn, trainable.parts)
         steps = Steps(
             run=run,

@@ -19,7 +19,6 @@ from library.training.saving.state import Progress, Stateful
 
 if TYPE_CHECKING:
     from library.runtime.processes import Processes
-    from library.training.run import Run
 
 
 class _Noted:
@@ -124,14 +123,3 @@ class Rescue:
         if folder is None:  # the writer knows it
             return "", ()
         return f"model and state are saved as of step {progress.step}: continue with --resume {quoted(folder)}", ()
-
-
-def build_rescue(
-    run: Run,
-    save: Callable[[Progress], Path | None],
-    random: Stateful,
-    begin: int,
-    all_alike: Callable[[str], bool] | None,
-) -> Rescue:
-    """The rescue of a run: see Rescue."""
-    return Rescue(run.processes, save, random, run.warn, begin, all_alike)
